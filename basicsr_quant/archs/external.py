@@ -1,0 +1,117 @@
+"""Networks of other libraries: whatever spandrel recognises from a file, and basicsr's archs by name."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from basicsr_quant.compat import load_basicsr, load_torchvision
+from basicsr_quant.errors import UserError
+from basicsr_quant.io.weights import load_file, load_state_dict
+from basicsr_quant.registry import nearest
+
+# Spandrel states a multiple for these, but their forward pads on its own, as their authors' evaluation did.
+PAD_THEMSELVES = frozenset({"CRAFT"})
+
+
+def spandrel_network(weights: str) -> nn.Module:
+    """Recognise the network that a weights file belongs to, and return it with these weights.
+
+    The module is spandrel's own, so a plan matches the names in the file. Under ``torch.device("meta")`` only names and
+    shapes are read and the module has no values.
+
+    Args:
+        weights: A torch checkpoint or ``.safetensors`` file.
+
+    Returns:
+        (B, 3, h, w) -> (B, 3, s * h, s * w), with attributes ``upscale_factor`` (s), ``minimum_size`` (smallest input
+        side) and, if its input must be padded, ``window_multiple``.
+
+    Raises:
+        UserError: The file is damaged, or no super-resolution network for RGB images is recognised in it.
+    """
+    descriptor = _describe_on_meta(weights) if torch.get_default_device().type == "meta" else None
+    if descriptor is None:
+        descriptor = _describe(load_state_dict(weights, key=None), weights)
+        if torch.get_default_device().type == "meta":
+            descriptor.model.to("meta")
+    if getattr(descriptor, "purpose", None) not in ("SR", "Restoration", "FaceSR"):
+        raise UserError(f"'{weights}' holds a {descriptor.architecture.name} network, which is not for super-resolution")
+    if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
+        raise UserError(f"'{weights}' holds a {descriptor.architecture.name} network for {descriptor.input_channels} image "
+                        "channels; only RGB networks are supported")
+    network: Any = descriptor.model
+    requirements = descriptor.size_requirements
+    network.upscale_factor = descriptor.scale
+    network.minimum_size = requirements.minimum
+    if requirements.multiple_of > 1 and descriptor.architecture.id not in PAD_THEMSELVES:
+        network.window_multiple = requirements.multiple_of
+    return network
+
+
+def _describe(state: dict[str, Tensor], weights: str) -> Any:
+    """Let spandrel find the architecture and build it."""
+    load_torchvision()
+    spandrel = importlib.import_module("spandrel")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid")
+        try:
+            return spandrel.ModelLoader(torch.get_default_device()).load_from_state_dict(state)
+        except spandrel.UnsupportedModelError as error:
+            raise UserError(f"'{weights}': spandrel recognises no network in this file; check that it holds the weights of one "
+                            "super-resolution network, or name the arch and use pretrain_network_*") from error
+        except (RuntimeError, KeyError, ValueError, IndexError) as error:
+            reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+            raise UserError(f"'{weights}' looks like a known network but cannot be loaded ({reason}); restore it from a copy") from error
+
+
+def _describe_on_meta(weights: str) -> Any | None:
+    """Build from names and shapes alone; None if the architecture cannot be told without values."""
+    try:
+        return _describe(_shapes(weights), weights)
+    except UserError:
+        return None
+
+
+def _shapes(weights: str) -> dict[str, Tensor]:
+    """Read a file's tensors as meta tensors, without their values."""
+    path = Path(weights)
+    if path.suffix != ".safetensors" and path.is_file():
+        try:
+            return _flat(torch.load(path, map_location="meta", weights_only=True, mmap=True))
+        except Exception:
+            return _flat(load_file(path))
+    return _flat(load_file(path))
+
+
+def _flat(content: Any) -> dict[str, Tensor]:
+    """Take the state dict out of a checkpoint and move it to the meta device."""
+    for key in ("params_ema", "params", "state_dict"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict):
+        raise UserError("the file holds no state dict")
+    return {name: tensor.to("meta") for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def basicsr_network(name: str) -> type[nn.Module]:
+    """Return the class that basicsr's own registry of archs has under a name.
+
+    Raises:
+        UserError: basicsr is not installed or has no such arch.
+    """
+    load_basicsr()
+    importlib.import_module("basicsr.archs")
+    table = importlib.import_module("basicsr.utils.registry").ARCH_REGISTRY
+    for candidate in (name, f"{name}_basicsr"):
+        if candidate in table:
+            found: type[nn.Module] = table.get(candidate)
+            return found
+    known = sorted(entry.removesuffix("_basicsr") for entry in table.keys())
+    raise UserError(f"basicsr has no network '{name}'{nearest(name, known)}; known: {', '.join(known)}")

@@ -1,0 +1,1 @@
+"""One loop for every method: training, validation, checkpoints, distribution, logging."""

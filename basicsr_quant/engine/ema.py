@@ -1,0 +1,29 @@
+"""Exponential moving average of a network's parameters."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Ema:
+    """A copy of a network that follows it.
+
+    Args:
+        network: The network in training.
+        decay: In (0, 1); after each step average = decay * average + (1 - decay) * parameter. Buffers are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """Move the average one step towards the network."""
+        averages, values = list(self.network.parameters()), list(network.parameters())
+        torch._foreach_lerp_(averages, values, 1 - self.decay)
+        for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
+            own.copy_(other)

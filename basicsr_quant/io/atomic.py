@@ -1,0 +1,55 @@
+"""Writing a file so that readers see the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from basicsr_quant.errors import UserError
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+    """Write ``content`` to ``path``: temporary file in the same folder, fsync, rename.
+
+    Raises:
+        UserError: The operating system refused (no space, file-size limit, read-only folder). ``path`` keeps its
+            former content.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}; free space or choose another folder, "
+                        "what was there before is intact") from error
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Write text as UTF-8, as ``write_bytes`` does."""
+    write_bytes(path, content.encode())
+
+
+def save_torch(path: str | Path, content: Any) -> bytes:
+    """Serialize tensors and plain Python types with ``torch.save`` and write them at once; return the bytes written."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_bytes(path, buffer.getbuffer())
+    return buffer.getvalue()

@@ -1,0 +1,136 @@
+"""Reading weights as data only, noticing damage, and saying which layer does not fit."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr_quant.errors import UserError
+
+SAFETENSORS_HEADER_LIMIT = 16 * 2**20
+
+
+def file_digest(path: str | Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_archive(path: Path) -> None:
+    """Verify the checksum of every record; torch itself reads damaged records without a word."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+                raise UserError(f"'{path}' holds compressed records, which no torch checkpoint does; not read")
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise UserError(f"'{path}' is damaged: record '{damaged}' fails its checksum; restore it from a copy")
+
+
+def load_file(path: str | Path) -> Any:
+    """Read a ``.safetensors`` file or a torch checkpoint, tensors on the CPU; pickled code is never run.
+
+    Raises:
+        UserError: The file is missing, empty, truncated, damaged, or holds anything but tensors and plain types.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"weights file '{path}' does not exist; check the path option that names it")
+    if path.stat().st_size == 0:
+        raise UserError(f"'{path}' is empty; restore it from a copy")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    try:
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        if "weights" not in str(error).lower():
+            raise UserError(f"'{path}' is damaged or no torch checkpoint; restore it from a copy") from error
+        raise UserError(f"'{path}' holds pickled objects other than tensors and plain types; they were not run. "
+                        "Save the state dict alone") from error
+    except Exception as error:
+        raise UserError(f"'{path}' is truncated, damaged or no torch checkpoint "
+                        f"({type(error).__name__}); restore it from a copy") from error
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file as load_safetensors
+
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > min(SAFETENSORS_HEADER_LIMIT, path.stat().st_size):
+        raise UserError(f"'{path}' declares a header of {header} bytes; it is truncated, damaged or hostile, and was not read")
+    try:
+        return load_safetensors(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"'{path}' is truncated, damaged or no safetensors file; restore it from a copy") from error
+
+
+def load_state_dict(path: str | Path, key: str | None = "params") -> dict[str, torch.Tensor]:
+    """Read a state dict.
+
+    Args:
+        path: ``.safetensors`` or torch checkpoint.
+        key: Entry of the checkpoint that holds the state dict. If the file has no such entry but ``params_ema`` or
+            ``params``, these are taken; a flat file is taken whole. A ``module.`` prefix is removed.
+
+    Raises:
+        UserError: See :func:`load_file`; also if there is no state dict inside, or a weight is NaN or infinite.
+    """
+    content = load_file(path)
+    if isinstance(content, Mapping):
+        for candidate in (key, "params_ema", "params", "state_dict"):
+            if candidate is not None and isinstance(content.get(candidate), Mapping):
+                content = content[candidate]
+                break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise UserError(f"'{path}' holds no state dict (a map of names to tensors)")
+    state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"'{path}': tensor '{name}' holds NaN or infinite values; restore the file from a copy")
+    return state
+
+
+def apply_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, strict: bool = True) -> None:
+    """Copy a state dict into a module.
+
+    Args:
+        module: The network.
+        state: name -> tensor.
+        path: Where the state came from, for the error message.
+        strict: If false, names on one side only are passed over; shapes must agree all the same.
+
+    Raises:
+        UserError: Names or shapes disagree; the message names the first tensor and counts the rest.
+    """
+    own = module.state_dict()
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    if shapes:
+        name = shapes[0]
+        raise UserError(f"'{path}' does not fit this network: '{name}' has shape {tuple(state[name].shape)}, expected "
+                        f"{tuple(own[name].shape)}{_rest(shapes)}; check the network options")
+    if strict:
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        if missing:
+            raise UserError(f"'{path}' does not fit this network: '{missing[0]}' is missing{_rest(missing)}; check the network options")
+        if unexpected:
+            raise UserError(f"'{path}' does not fit this network: '{unexpected[0]}' is not part of it{_rest(unexpected)}; "
+                            "check the network options")
+    module.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+
+
+def _rest(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

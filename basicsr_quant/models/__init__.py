@@ -1,0 +1,1 @@
+"""One small class per method: what is built, calibrated, trained and saved."""

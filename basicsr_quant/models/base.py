@@ -1,0 +1,140 @@
+"""The contract between a method and the engine."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr_quant import randomness
+from basicsr_quant.archs.self_ensemble import self_ensemble
+from basicsr_quant.archs.tiling import tiled
+from basicsr_quant.data.paired import PairedImageDataset
+from basicsr_quant.options.types import Options
+
+Batch = dict[str, Any]
+
+
+@dataclass
+class Stage:
+    """What the loop needs to train: a step that gives losses, and optimizers with their base learning rates.
+
+    Attributes:
+        name: For the log.
+        label: Name of the trained network in checkpoint files.
+        step: Module whose ``forward(batch)`` returns a map of scalar losses, to be summed; it is what DDP wraps.
+        optimizers: One or more, over parameters of ``step``.
+        after_step: Called after each optimizer step, for instance to keep bounds ordered.
+    """
+
+    name: str
+    label: str
+    step: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    after_step: Callable[[], None] | None = None
+    base_rates: list[list[float]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+
+
+class RestorationModel(abc.ABC):
+    """A method: builds its networks, supplies a training stage, restores images, names its weights in files.
+
+    Args:
+        options: Typed options of this method.
+        device: Where the networks live.
+    """
+
+    needs_ground_truth = True
+
+    def __init__(self, options: Options, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+
+    @property
+    @abc.abstractmethod
+    def network(self) -> nn.Module:
+        """The network that restores images."""
+
+    @property
+    def trained(self) -> Mapping[str, nn.Module]:
+        """Label -> network, for those that checkpoints hold."""
+        return {}
+
+    @property
+    def trains_in_train_mode(self) -> bool:
+        """Whether the trained network is in ``train()`` mode while it learns (dropout and DropPath active)."""
+        return True
+
+    def prepare_training(self, dataset: PairedImageDataset) -> None:
+        """Do what comes before the first iteration, such as calibration. Called again, with equal result, on resume.
+
+        Args:
+            dataset: The training set.
+        """
+
+    def prepare_testing(self) -> None:
+        """Do what comes between loading and the first test image."""
+
+    @abc.abstractmethod
+    def stage(self) -> Stage:
+        """Return the training stage."""
+
+    @abc.abstractmethod
+    def load_pretrained(self) -> None:
+        """Load the weights that the ``path`` options name."""
+
+    def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:
+        """Return a network's weights under their published names, on the CPU."""
+        return {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+
+    @abc.abstractmethod
+    def import_state(self, label: str, network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+        """Load weights given under their published names."""
+
+    def metadata(self, label: str) -> dict[str, Any]:
+        """Return plain facts to be stored with a network."""
+        return {"model_type": self.options.model_type, "scale": self.options.scale}
+
+    def restore(self, image: torch.Tensor, network: nn.Module | None = None) -> torch.Tensor:
+        """Enlarge images.
+
+        Args:
+            image: (B, 3, H, W) float in [0, 1] on any device.
+            network: Used in place of :attr:`network` (the averaged weights, say).
+
+        Returns:
+            (B, 3, scale*H, scale*W) float32 on the image's device, not clamped.
+        """
+        network = network if network is not None else self.network
+        options = self.options.val
+        dtype = next(network.parameters()).dtype
+
+        def run(tile: torch.Tensor) -> torch.Tensor:
+            enlarged: torch.Tensor = network(tile.to(self.device, dtype))
+            return enlarged
+
+        function = (lambda tile: self_ensemble(run, tile)) if options is not None and options.self_ensemble else run
+        with torch.inference_mode():
+            if options is not None and options.tile:
+                return tiled(function, image, self.options.scale, options.tile, options.tile_overlap).float()
+            return function(image).to(image.device).float()
+
+
+def forward_draws(network: nn.Module, batch: Batch, seed: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the random keyword arguments of a network's training forward, drawn for the batch's global samples.
+
+    A network asks for them by ``training_draws(batch_size) -> {name: shape per sample}``; most ask for none.
+    """
+    wanted = getattr(network, "training_draws", None)
+    if wanted is None:
+        return {}
+    samples = batch["sample"]
+    return {name: randomness.uniform(seed, name, batch["iteration"], samples, shape).to(device)
+            for name, shape in wanted(len(samples)).items()}

@@ -1,0 +1,203 @@
+"""``model_type: TDQuantModel``: 2DQuant, post-training quantization by bound search and distillation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr_quant.archs.build import build_network
+from basicsr_quant.archs.published.table import importer, quantized_exporter, quantized_importer
+from basicsr_quant.archs.upscale import Upscale
+from basicsr_quant.data.calibration import CalibrationSet, calibration_patches, load_calibration_file
+from basicsr_quant.data.paired import PairedImageDataset
+from basicsr_quant.errors import UserError
+from basicsr_quant.io.weights import apply_state_dict, load_state_dict
+from basicsr_quant.models.base import RestorationModel, Stage, forward_draws
+from basicsr_quant.models.step import DistillationStep
+from basicsr_quant.models.tdquant_plan import feature_taps, plan_of
+from basicsr_quant.options.methods.tdquant import TDQuantOptions
+from basicsr_quant.options.optimization import OPTIMIZERS
+from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_keeper, range_scales
+from basicsr_quant.quant.calibrate import calibrate, check_bounds, named_quantizers
+from basicsr_quant.quant.prepare import prepare
+
+logger = logging.getLogger("basicsr_quant")
+
+CALIBRATION_CACHE = "keydata"
+
+
+class TDQuantModel(RestorationModel):
+    """Quantize ``network_Q``: calibrate its bounds, then learn them from the full-precision network.
+
+    The teacher is built from ``network_Q`` too. At test neither teacher nor calibration data are needed.
+    """
+
+    options: TDQuantOptions
+    needs_ground_truth = False
+
+    def __init__(self, options: TDQuantOptions, device: torch.device) -> None:
+        super().__init__(options, device)
+        double = options.train is not None and options.train.precision == "fp64"
+        self.dtype = torch.float64 if double else torch.float32
+        self._network: nn.Module = nn.Identity()
+        self._teacher: nn.Module | None = None
+        self._calibrated = False
+        self._calibration_digest = ""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that restores images."""
+        return self._network
+
+    @property
+    def trained(self) -> Mapping[str, nn.Module]:
+        """Checkpoints hold ``net_Q``."""
+        return {"Q": self._network}
+
+    @property
+    def trains_in_train_mode(self) -> bool:
+        """Bounds are learned in eval mode."""
+        return False
+
+    def _build(self) -> nn.Module:
+        component = self.options.network_Q
+        return build_network(component.type, component.arguments).to(self.device, self.dtype).eval()
+
+    def _full_precision(self, path: str | Path | None, strict: bool = True) -> nn.Module:
+        """Return the network with full-precision weights from a file; a spandrel network brings its own."""
+        network = self._build()
+        if self.options.network_Q.type == "spandrel":
+            return network
+        if path is None:
+            raise UserError("pathFP:pretrain_network_FP is missing; name the full-precision weights to quantize")
+        state = importer(self.options.network_Q)(load_state_dict(path))
+        apply_state_dict(network, state, path, strict)
+        return network
+
+    def _prepared(self, network: nn.Module, bits: int | None = None) -> nn.Module:
+        size = self.options.quant.calibration.patch_size
+        example = torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype)
+        return prepare(network, plan_of(self.options, bits), example).eval()
+
+    def load_pretrained(self) -> None:
+        """Load what the options name: quantized weights, or full-precision weights to be quantized."""
+        options, quant = self.options, self.options.quant
+        if quant.bicubic or quant.upscale_only != "none":
+            self._network = Upscale(options.scale, "bilinear" if quant.bicubic else quant.upscale_only).to(self.device)
+        elif quant.fp_test:
+            self._network = self._full_precision(options.pathFP.pretrain_network_FP or options.path.pretrain_network_Q)
+        elif options.train is None or options.path.pretrain_network_Q is not None:
+            self._load_quantized()
+        else:
+            self._network = self._prepared(self._full_precision(options.pathFP.pretrain_network_FP, options.pathFP.strict_load_FP))
+
+    def _load_quantized(self) -> None:
+        path, options = self.options.path.pretrain_network_Q, self.options
+        if path is None and options.network_Q.type != "spandrel":
+            raise UserError("path:pretrain_network_Q is missing; name a quantized checkpoint, or full-precision weights and cali_data")
+        published = load_state_dict(path) if path is not None else {}
+        if not any(name.endswith("lower_bound") for name in published):
+            logger.info("'%s' holds full-precision weights; they are quantized after calibration", path)
+            self._network = self._prepared(self._full_precision(path, options.path.strict_load_Q))
+            return
+        state, bits = quantized_importer(options.network_Q)(published)
+        widths = sorted(set(bits.values()))
+        if options.bit is not None and options.quant.plan is None and widths != [options.bit]:
+            found = " and ".join(map(str, widths))
+            raise UserError(f"bit: {options.bit} is asked for, but '{path}' was quantized to {found} bits; set bit={found} or leave it out")
+        self._network = self._prepared(self._build(), options.bit or widths[0])
+        for name, quantizer in named_quantizers(self._network):
+            if name in bits:
+                quantizer.set_bits(bits[name])
+        apply_state_dict(self._network, state, path, options.path.strict_load_Q)
+        check_bounds(self._network, f"'{path}'", options.quant.allow_degenerate_bounds)
+        self._calibrated = True
+
+    def prepare_training(self, dataset: PairedImageDataset) -> None:
+        """Calibrate on the file ``cali_data`` or on patches of the training set."""
+        options = self.options
+        self._teacher = self._full_precision(options.pathFP.pretrain_network_FP, options.pathFP.strict_load_FP).requires_grad_(False)
+        if not self._calibrated:
+            self._calibrate(self._calibration_patches(dataset))
+
+    def prepare_testing(self) -> None:
+        """Calibrate if the weights are full precision ones that are to be quantized."""
+        quant = self.options.quant
+        if self._calibrated or quant.fp_test or quant.bicubic or quant.upscale_only != "none":
+            return
+        if self.options.cali_data is None:
+            raise UserError("cali_data is missing: path:pretrain_network_Q names full-precision weights, which need calibration patches; "
+                            "name a calibration file or a quantized checkpoint")
+        self._calibrate(load_calibration_file(self.options.cali_data, self.options.scale))
+
+    def _calibration_patches(self, dataset: PairedImageDataset) -> CalibrationSet:
+        options, wanted = self.options, self.options.quant.calibration
+        if options.cali_data is not None:
+            return load_calibration_file(options.cali_data, options.scale)
+        return calibration_patches(dataset, wanted.patches, wanted.patch_size, wanted.seed, CALIBRATION_CACHE)
+
+    def _calibrate(self, patches: CalibrationSet) -> None:
+        wanted = self.options.quant.calibration
+        self._calibration_digest = patches.digest
+        batches = list(patches.lq.to(self.device, self.dtype).split(wanted.batch_size))
+        if wanted.train_mode:
+            self._network.train()
+        calibrate(self._network, batches, forward=self._with_draws(batches), on_progress=self._log_progress,
+                  allow_degenerate=self.options.quant.allow_degenerate_bounds)
+        self._network.eval()
+        self._calibrated = True
+
+    def _with_draws(self, batches: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return a forward that gives each batch the same random draws in every pass (none in eval mode)."""
+        draws, first = {}, 0
+        for batch in batches:
+            samples = {"iteration": 0, "sample": range(first, first + len(batch))}
+            draws[id(batch)] = forward_draws(self._network, samples, self.options.manual_seed, self.device) if self._network.training else {}
+            first += len(batch)
+
+        def forward(batch: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self._network(batch, **draws[id(batch)])
+            return output
+
+        return forward
+
+    @staticmethod
+    def _log_progress(done: int, total: int) -> None:
+        if done == total:
+            logger.info("calibrated in %d forward passes", total)
+
+    def stage(self) -> Stage:
+        """Return the distillation stage: ``optim_bound`` on all bounds."""
+        train, learn = self.options.train, self.options.quant.learn
+        assert train is not None and self._teacher is not None
+        bounds = bound_parameters(self._network)
+        optimizer = train.optim_bound.build(OPTIMIZERS, params=bounds)
+        if learn.relative_step:
+            RelativeSteps(optimizer, range_scales(self._network))
+        feature = train.feature_loss
+        step = DistillationStep(
+            self._network, self._teacher, feature_taps(self.options, self._network) if feature is not None else (),
+            train.pixel_opt.arguments.get("loss_weight", 1.0), learn.pixel_normalization,
+            feature.arguments.get("loss_weight", 1.0) if feature is not None else 0.0, learn.feature_distance, train.compile)
+        keep = order_keeper(self._network, learn.minimum_width) if learn.minimum_width else None
+        return Stage("distillation of bounds", "Q", step, [optimizer], keep)
+
+    def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:
+        """Return the quantized network under its published names."""
+        bits = {name: quantizer.bits for name, quantizer in named_quantizers(network)}
+        return quantized_exporter(self.options.network_Q)(super().export_state(label, network), bits)
+
+    def import_state(self, label: str, network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+        """Load a quantized network given under its published names."""
+        ours, _ = quantized_importer(self.options.network_Q)(state)
+        apply_state_dict(network, ours, path)
+
+    def metadata(self, label: str) -> dict[str, Any]:
+        """Return the plan and where the calibration patches came from."""
+        return {**super().metadata(label), "plan": plan_of(self.options).as_list(), "mode": self.options.mode,
+                "calibration": self._calibration_digest}

@@ -1,0 +1,80 @@
+"""What 2DQuant quantizes in SwinIR, and which features its distillation matches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from basicsr_quant.errors import UserError
+from basicsr_quant.options.methods.tdquant import TDQuantOptions
+from basicsr_quant.quant.foreign import inner_network
+from basicsr_quant.quant.plan import QuantPlan
+from basicsr_quant.quant.taps import match_modules
+
+
+def plan_of(options: TDQuantOptions, bits: int | None = None) -> QuantPlan:
+    """Return the plan of the options: ``quant:plan``, or the default one of SwinIR.
+
+    Lines may leave out bits and observer; they take those of the options.
+
+    Args:
+        options: Typed options.
+        bits: Width to take if the options have none (that of a checkpoint).
+
+    Raises:
+        UserError: The network is not SwinIR and there is no plan, or a line is wrong.
+    """
+    quant = options.quant
+    width: dict[str, Any] = {} if (bits or options.bit) is None else {"bits": options.bit or bits}
+    defaults = {"weight": {**width, "observer": quant.weight_observer},
+                "activation": {**width, "observer": quant.activation_observer}}
+    lines = quant.plan
+    if lines is None:
+        if options.network_Q.type != "SwinIR":
+            raise UserError(f"quant:plan is missing; network_Q '{options.network_Q.type}' has no default plan")
+        lines = default_plan(options)
+    return QuantPlan.parse(lines, defaults)
+
+
+def default_plan(options: TDQuantOptions) -> list[dict[str, Any]]:
+    """Return the lines for SwinIR: all Linears of the blocks and both attention products.
+
+    Softmax maps and GELU outputs get ``one_sided_observer``, if there is one.
+
+    Source: 2DQuant specification 1.2.
+    """
+    quant = options.quant
+    one_sided = {"observer": quant.one_sided_observer} if quant.one_sided_observer is not None else {}
+    plain: dict[str, Any] = {"weight": {}, "activation": {}}
+    qkv = {**plain, "split_out": 3} if quant.qkv_separation else plain
+    lines: list[dict[str, Any]] = [
+        {"*.attn.qkv": qkv},
+        {"*.attn.proj": plain},
+        {"*.mlp.fc1": plain},
+        {"*.mlp.fc2": {"weight": {}, "activation": one_sided}},
+        {"*.attn.attention_map": {"activation": one_sided}},
+        {"*.attn.query": {"activation": {}}},
+        {"*.attn.key": {"activation": {}}},
+        {"*.attn.value": {"activation": {}}},
+    ]
+    if quant.quant_conv:
+        lines.append({"layers.*.conv": plain})
+    return lines
+
+
+def feature_taps(options: TDQuantOptions, network: nn.Module) -> list[str]:
+    """Return the names of the modules whose outputs the distillation matches.
+
+    Source: 2DQuant specification 4.2.
+    """
+    quant = options.quant
+    if quant.feature_taps is not None:
+        patterns = quant.feature_taps
+    elif quant.hook_per_block:
+        patterns = ["layers.*.residual_group.blocks.*"]
+    else:
+        patterns = ["layers.*.residual_group"]
+    depth = {pattern: pattern.count(".") for pattern in patterns}
+    names = match_modules(inner_network(network), patterns)
+    return [name for name in names if name.count(".") in depth.values()]

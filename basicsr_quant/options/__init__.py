@@ -1,0 +1,1 @@
+"""Option files: strict YAML to typed, frozen options."""

@@ -1,0 +1,1 @@
+"""One file for each method: its outer struct, published keys and checks."""

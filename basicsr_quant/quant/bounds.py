@@ -1,0 +1,71 @@
+"""Learning bounds: which parameters, steps relative to the range, bounds that stay in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from basicsr_quant.quant.calibrate import named_quantizers
+
+
+def bound_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return all lower and upper bounds, in module order, after switching off the gradients of everything else."""
+    model.requires_grad_(False)
+    bounds = [bound for _, quantizer in named_quantizers(model) for bound in (quantizer.lower_bound, quantizer.upper_bound)]
+    for bound in bounds:
+        bound.requires_grad_(True)
+    return bounds
+
+
+def range_scales(model: nn.Module) -> list[torch.Tensor]:
+    """Return, for each parameter of :func:`bound_parameters`, the present width of its quantizer's range."""
+    return [(quantizer.upper_bound - quantizer.lower_bound).detach().clone()
+            for _, quantizer in named_quantizers(model) for _ in range(2)]
+
+
+class RelativeSteps:
+    """Make an optimizer's steps relative: each parameter moves by its scale times what the optimizer would have moved it.
+
+    Adam's step does not depend on the size of the gradient, so this is Adam on parameter / scale, up to its epsilon.
+
+    Args:
+        optimizer: Its ``step`` is wrapped by hooks.
+        scales: One tensor for each parameter, in the order of the parameter groups.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scales: list[torch.Tensor]) -> None:
+        self._scales = scales
+        self._before: list[torch.Tensor] = []
+        optimizer.register_step_pre_hook(self._remember)
+        optimizer.register_step_post_hook(self._rescale)
+
+    def _remember(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self._before = [parameter.detach().clone() for parameter in _parameters(optimizer)]
+
+    @torch.no_grad()
+    def _rescale(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        parameters = _parameters(optimizer)
+        moves = torch._foreach_sub(parameters, self._before)
+        torch._foreach_mul_(moves, self._scales)
+        torch._foreach_copy_(parameters, torch._foreach_add(self._before, moves))
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def order_keeper(model: nn.Module, fraction: float) -> Callable[[], None]:
+    """Return a function that pushes upper bounds up so that every range keeps ``fraction`` of its present width."""
+    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    lowers = [quantizer.lower_bound for quantizer in quantizers]
+    uppers = [quantizer.upper_bound for quantizer in quantizers]
+    widths = [(fraction * (upper - lower)).detach() for lower, upper in zip(lowers, uppers, strict=True)]
+
+    @torch.no_grad()
+    def keep() -> None:
+        torch._foreach_maximum_(uppers, torch._foreach_add(lowers, widths))
+
+    return keep

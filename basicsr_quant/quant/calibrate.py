@@ -1,0 +1,165 @@
+"""Calibration: every quantizer's bounds from data."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from basicsr_quant.errors import UserError
+from basicsr_quant.quant.layers.weighted import weighted_layers
+from basicsr_quant.quant.observers.base import Observer, Target
+from basicsr_quant.quant.quantizer import Quantizer, State
+from basicsr_quant.registry import OBSERVERS
+
+logger = logging.getLogger("basicsr_quant")
+
+
+def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Yield the names and modules of all quantizers, in module order."""
+    for name, module in model.named_modules():
+        if isinstance(module, Quantizer):
+            yield name, module
+
+
+def set_state(model: nn.Module, state: State) -> None:
+    """Put all quantizers of a model in one state."""
+    for _, quantizer in named_quantizers(model):
+        quantizer.state = state
+
+
+@dataclass
+class _Watch:
+    """One quantizer under observation."""
+
+    name: str
+    quantizer: Quantizer
+    observer: Observer
+    number: int = 0
+    at_once: bool = False
+
+    def __call__(self, x: torch.Tensor) -> None:
+        if not self.at_once:
+            self.observer.update(x, self.number)
+            return
+        run_passes(self.observer, [x])
+
+
+def run_passes(observer: Observer, tensors: Sequence[torch.Tensor]) -> None:
+    """Show tensors that are all at hand to an observer, in all its passes."""
+    for number in range(observer.passes):
+        for tensor in tensors:
+            observer.update(tensor, number)
+        observer.finish(number)
+
+
+def make_observer(quantizer: Quantizer, where: str) -> Observer:
+    """Return the observer that a quantizer's recipe names.
+
+    Raises:
+        UserError: The recipe's arguments do not suit it; ``where`` names the quantizer.
+    """
+    spec = quantizer.recipe.observer
+    target = Target(quantizer.bits, quantizer.grid, quantizer.channel_axis)
+    try:
+        observer: Observer = OBSERVERS.build(spec.type, target, **spec.arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: observer {spec.describe()}: {error}") from error
+    return observer
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Sequence[torch.Tensor], *, forward: Callable[[torch.Tensor], object] | None = None,
+              on_progress: Callable[[int, int], None] | None = None, allow_degenerate: bool = False) -> None:
+    """Set the bounds of every quantizer and switch them all on.
+
+    Weights are observed where they are; activations in forward passes in which nothing is rounded, so that all
+    statistics are those of the full-precision network. Observers that need several passes over several batches cost as
+    many forwards; over one batch everything happens in one forward.
+
+    Args:
+        model: Prepared model, in the mode (train or eval) in which it shall be observed.
+        batches: Inputs on the model's device, seen in order. Each pass must see the same tensors.
+        forward: Runs the model on one batch; default ``model(batch)``.
+        on_progress: Called with (forwards done, forwards to do).
+        allow_degenerate: Warn, rather than refuse, where bounds are equal or crossed.
+
+    Raises:
+        UserError: An observer saw no data, or the bounds of a layer are NaN, equal or crossed.
+    """
+    forward = forward or model
+    _calibrate_weights(model)
+    weights = {id(layer.weight_quantizer) for _, layer in weighted_layers(model)}
+    watches = [_Watch(name, quantizer, make_observer(quantizer, name), at_once=len(batches) == 1)
+               for name, quantizer in named_quantizers(model) if id(quantizer) not in weights and quantizer.followed is None]
+    set_state(model, State.OFF)
+    for watch in watches:
+        watch.quantizer.state, watch.quantizer.watcher = State.OBSERVE, watch
+    try:
+        _observe(watches, batches, forward, on_progress)
+    finally:
+        for watch in watches:
+            watch.quantizer.watcher = None
+    for watch in watches:
+        if not watch.observer.seen:
+            raise UserError(f"calibration: '{watch.name}' saw no data; is its module part of the forward pass?")
+        watch.quantizer.set_bounds(*watch.observer.bounds())
+    for _, quantizer in named_quantizers(model):
+        if quantizer.followed is not None:
+            quantizer.set_bounds(quantizer.followed.lower_bound, quantizer.followed.upper_bound)
+    set_state(model, State.QUANTIZE)
+    check_bounds(model, "calibration", allow_degenerate)
+
+
+def _calibrate_weights(model: nn.Module) -> None:
+    for name, layer in weighted_layers(model):
+        if layer.weight_quantizer is not None:
+            observer = make_observer(layer.weight_quantizer, f"{name}.weight_quantizer")
+            run_passes(observer, [layer.weight.detach()])
+            layer.weight_quantizer.set_bounds(*observer.bounds())
+
+
+def _observe(watches: list[_Watch], batches: Sequence[torch.Tensor], forward: Callable[[torch.Tensor], object],
+             on_progress: Callable[[int, int], None] | None) -> None:
+    passes = max((watch.observer.passes for watch in watches), default=0) if len(batches) > 1 else 1
+    for number in range(passes):
+        active = [watch for watch in watches if len(batches) == 1 or number < watch.observer.passes]
+        for watch in watches:
+            watch.number = number
+            watch.quantizer.state = State.OBSERVE if watch in active else State.OFF
+        for index, batch in enumerate(batches):
+            forward(batch)
+            if on_progress is not None:
+                on_progress(number * len(batches) + index + 1, passes * len(batches))
+        if len(batches) > 1:
+            for watch in active:
+                if watch.observer.seen:
+                    watch.observer.finish(number)
+
+
+def check_bounds(model: nn.Module, source: str, allow_degenerate: bool = False) -> None:
+    """Verify that every quantizer has finite bounds in the right order.
+
+    Args:
+        model: Prepared model.
+        source: Where the bounds came from, for the message.
+        allow_degenerate: Warn, rather than refuse, where bounds are equal or crossed.
+
+    Raises:
+        UserError: Names the first quantizer whose bounds are NaN, equal or crossed.
+    """
+    for name, quantizer in named_quantizers(model):
+        lower, upper = quantizer.lower_bound, quantizer.upper_bound
+        if not bool((torch.isfinite(lower) & torch.isfinite(upper)).all()):
+            raise UserError(f"{source}: the bounds of '{name}' are not finite; it was not calibrated, or saw NaN")
+        if bool((lower >= upper).any()):
+            constant = bool((lower == upper).any())
+            message = (f"{source}: '{name}' saw a constant tensor, whose bounds are equal" if constant
+                       else f"{source}: the bounds of '{name}' are crossed (lower above upper)")
+            if not allow_degenerate:
+                raise UserError(f"{message}; leave the layer out of the plan by 'none'" if constant
+                                else f"{message}; calibrate again, or learn with a smaller rate")
+            logger.warning("%s", message)

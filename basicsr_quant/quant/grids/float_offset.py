@@ -1,0 +1,73 @@
+"""The grid of 2DQuant: 2^b equidistant values from the lower bound to the upper, both representable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+
+def working_dtype(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in float32, or float64 if it is that; quantization is never done in 16 bits."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """y = s * round((clip(x, l, u) - l) / s) + l with s = (u - l) / N, and the exact straight-through gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, levels: int) -> torch.Tensor:
+        ctx.save_for_backward(x, lower, upper)
+        ctx.levels = levels
+        step = (upper - lower) / levels
+        return torch.clamp(x, lower, upper).sub_(lower).div_(step).round_().mul_(step).add_(lower)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, lower, upper = ctx.saved_tensors
+        above, below = x >= upper, x <= lower
+        grad_x = grad_lower = grad_upper = None
+        if ctx.needs_input_grad[0]:
+            grad_x = gradient * ((x >= lower) & (x <= upper))
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            scaled = torch.clamp(x, lower, upper).sub_(lower).div_((upper - lower) / ctx.levels)
+            residual = torch.round(scaled).sub_(scaled).mul_(gradient).sum_to_size(lower.shape) / ctx.levels
+            grad_upper = (gradient * above).sum_to_size(upper.shape) + residual
+            grad_lower = (gradient * below).sum_to_size(lower.shape) - residual
+        return grad_x, grad_lower, grad_upper, None
+
+
+class FloatOffsetGrid:
+    """x -> s * r + l, r = round-half-to-even((clip(x, l, u) - l) / s), s = (u - l) / (2^b - 1).
+
+    Zero is in general not on the grid. Crossed bounds (l > u) give the constant u; they are refused where bounds are
+    made (calibration, loading), not here.
+
+    Source: 2DQuant eq. 1 and, for the gradients, its appendix as the released code has it: the input's gradient passes
+    where l <= x <= u; the upper bound gets sum(g * (r - t)) / N + sum of g where x >= u, the lower bound its mirror
+    image; an element equal to a bound counts for both.
+    """
+
+    def fake_quantize(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
+        """Return ``x`` rounded to the grid, differentiable in ``x`` and both bounds.
+
+        Args:
+            x: Any shape.
+            lower: Shape that broadcasts against ``x``: (1,) per tensor.
+            upper: As ``lower``.
+            bits: 1 to 8.
+        """
+        result: torch.Tensor = _FakeQuantize.apply(working_dtype(x), lower, upper, 2**bits - 1)
+        return result.to(x.dtype)
+
+    def encode(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
+        """Return the codes of ``x`` as uint8 in 0 .. 2^bits - 1."""
+        levels = 2**bits - 1
+        codes = torch.round((torch.clamp(working_dtype(x), lower, upper) - lower) / ((upper - lower) / levels))
+        return codes.clamp_(0, levels).to(torch.uint8)
+
+    def decode(self, codes: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
+        """Return the values that codes stand for."""
+        return codes.to(lower.dtype) * ((upper - lower) / (2**bits - 1)) + lower

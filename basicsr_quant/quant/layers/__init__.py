@@ -1,0 +1,1 @@
+"""Quantized counterparts of modules, one file each."""

@@ -1,0 +1,13 @@
+"""Statistics over all processes of a run; with one process nothing happens."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+
+def reduce_(tensor: torch.Tensor, operation: str) -> torch.Tensor:
+    """Replace ``tensor`` by its ``min``, ``max`` or ``sum`` over the processes, in place."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(tensor, {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX, "sum": dist.ReduceOp.SUM}[operation])
+    return tensor

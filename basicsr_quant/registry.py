@@ -1,0 +1,104 @@
+"""Names for everything that an option file can choose: name -> "module:attribute", imported on first use."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from basicsr_quant.errors import UserError
+
+
+def nearest(name: str, known: Iterator[str] | list[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the known name most like ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+class Registry:
+    """A table of names of one kind.
+
+    Args:
+        kind: What the names stand for, in the singular, for error messages.
+        entries: name -> ``"module:attribute"``; nothing is imported before the name is used.
+    """
+
+    def __init__(self, kind: str, entries: dict[str, str]) -> None:
+        self.kind = kind
+        self._entries: dict[str, Any] = dict(entries)
+
+    def register(self, name: str, target: str | Any | None = None) -> Callable[[Any], Any] | None:
+        """Add an entry; without ``target``, return a decorator that adds what it decorates.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+        if target is None:
+            def decorate(thing: Any) -> Any:
+                self.register(name, thing)
+                return thing
+
+            return decorate
+        if name in self._entries:
+            raise ValueError(f"{self.kind} '{name}' is registered already")
+        self._entries[name] = target
+        return None
+
+    def get(self, name: str) -> Any:
+        """Return what ``name`` stands for, importing it if need be.
+
+        Raises:
+            UserError: The name is unknown; the nearest known name is suggested.
+        """
+        if name not in self._entries:
+            raise UserError(f"unknown {self.kind} '{name}'{nearest(name, list(self))}; known: {', '.join(self)}")
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            entry = getattr(importlib.import_module(module), attribute)
+        return entry
+
+    def build(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call what ``name`` stands for with the given arguments."""
+        return self.get(name)(*args, **kwargs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
+
+
+ARCHS = Registry("network", {
+    "SwinIR": "basicsr_quant.archs.swinir:SwinIR",
+    "spandrel": "basicsr_quant.archs.external:spandrel_network",
+})
+MODELS = Registry("model_type", {
+    "SRModel": "basicsr_quant.models.sr:SRModel",
+    "TDQuantModel": "basicsr_quant.models.tdquant:TDQuantModel",
+})
+OBSERVERS = Registry("observer", {
+    "minmax": "basicsr_quant.quant.observers.minmax:MinMaxObserver",
+    "ema_minmax": "basicsr_quant.quant.observers.ema_minmax:EmaMinMaxObserver",
+    "percentile": "basicsr_quant.quant.observers.percentile:PercentileObserver",
+    "dobi": "basicsr_quant.quant.observers.dobi:DobiObserver",
+})
+QUANTIZERS = Registry("quantization grid", {
+    "float_offset": "basicsr_quant.quant.grids.float_offset:FloatOffsetGrid",
+    "int_zero_point": "basicsr_quant.quant.grids.int_zero_point:IntZeroPointGrid",
+})
+DATASETS = Registry("data set type", {
+    "PairedImageDataset": "basicsr_quant.data.paired:PairedImageDataset",
+})
+LOSSES = Registry("loss", {
+    "L1Loss": "basicsr_quant.losses.pixel:L1Loss",
+    "MSELoss": "basicsr_quant.losses.pixel:MSELoss",
+    "CharbonnierLoss": "basicsr_quant.losses.pixel:CharbonnierLoss",
+})
+METRICS = Registry("metric", {
+    "calculate_psnr": "basicsr_quant.metrics.psnr_ssim:calculate_psnr",
+    "calculate_ssim": "basicsr_quant.metrics.psnr_ssim:calculate_ssim",
+    "calculate_lpips": "basicsr_quant.metrics.perceptual:calculate_lpips",
+    "calculate_iqa": "basicsr_quant.metrics.perceptual:calculate_iqa",
+})
