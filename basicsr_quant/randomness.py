@@ -36,5 +36,6 @@ def uniform(seed: int, stream: str, iteration: int, samples: Sequence[int], shap
 
 def normal(seed: int, stream: str, iteration: int, samples: Sequence[int], shape: Sequence[int] = ()) -> torch.Tensor:
     """Return float32 draws from N(0, 1) of shape ``(len(samples), *shape)``, one generator for each sample."""
-    rows = [generator(seed, stream, iteration, sample).standard_normal(tuple(shape), dtype=np.float32) for sample in samples]
+    rows = [generator(seed, stream, iteration, sample).standard_normal(tuple(shape), dtype=np.float32)
+            for sample in samples]
     return torch.from_numpy(np.stack([np.asarray(row, dtype=np.float32) for row in rows]))

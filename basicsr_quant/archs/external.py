@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from basicsr_quant.registry import nearest
 
 # Spandrel states a multiple for these, but their forward pads on its own, as their authors' evaluation did.
 PAD_THEMSELVES = frozenset({"CRAFT"})
+OUTLINE_LIMIT = 1024
 
 
 def spandrel_network(weights: str) -> nn.Module:
@@ -35,17 +36,19 @@ def spandrel_network(weights: str) -> nn.Module:
     Raises:
         UserError: The file is damaged, or no super-resolution network for RGB images is recognised in it.
     """
-    descriptor = _describe_on_meta(weights) if torch.get_default_device().type == "meta" else None
-    if descriptor is None:
-        descriptor = _describe(load_state_dict(weights, key=None), weights)
-        if torch.get_default_device().type == "meta":
-            descriptor.model.to("meta")
+    on_meta = torch.get_default_device().type == "meta"
+    state = _outline(weights) if on_meta else load_state_dict(weights, key=None)
+    with torch.device("cpu") if on_meta else contextlib.nullcontext():
+        descriptor = _describe(state, weights)
+    if on_meta:
+        descriptor.model.to("meta")
+    name = descriptor.architecture.name
     if getattr(descriptor, "purpose", None) not in ("SR", "Restoration", "FaceSR"):
-        raise UserError(f"'{weights}' holds a {descriptor.architecture.name} network, which is not for super-resolution")
+        raise UserError(f"'{weights}' holds a {name} network, which is not for super-resolution; choose another file")
     if (descriptor.input_channels, descriptor.output_channels) != (3, 3):
-        raise UserError(f"'{weights}' holds a {descriptor.architecture.name} network for {descriptor.input_channels} image "
-                        "channels; only RGB networks are supported")
-    network: Any = descriptor.model
+        raise UserError(f"'{weights}' holds a {name} network for {descriptor.input_channels} image channels; only RGB "
+                        "networks are supported, choose another file")
+    network: nn.Module = descriptor.model
     requirements = descriptor.size_requirements
     network.upscale_factor = descriptor.scale
     network.minimum_size = requirements.minimum
@@ -63,41 +66,31 @@ def _describe(state: dict[str, Tensor], weights: str) -> Any:
         try:
             return spandrel.ModelLoader(torch.get_default_device()).load_from_state_dict(state)
         except spandrel.UnsupportedModelError as error:
-            raise UserError(f"'{weights}': spandrel recognises no network in this file; check that it holds the weights of one "
-                            "super-resolution network, or name the arch and use pretrain_network_*") from error
+            raise UserError(f"'{weights}': spandrel recognises no network in this file; check that it holds the "
+                            "weights of one super-resolution network, or name the arch instead") from error
         except (RuntimeError, KeyError, ValueError, IndexError) as error:
-            reason = str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
-            raise UserError(f"'{weights}' looks like a known network but cannot be loaded ({reason}); restore it from a copy") from error
+            reason = str(error).strip().rpartition("\n")[2].strip() or type(error).__name__
+            raise UserError(f"'{weights}' looks like a known network but cannot be loaded ({reason}); "
+                            "restore it from a copy") from error
 
 
-def _describe_on_meta(weights: str) -> Any | None:
-    """Build from names and shapes alone; None if the architecture cannot be told without values."""
+def _outline(weights: str) -> dict[str, Tensor]:
+    """Read a file's names and shapes; large floating-point tensors come as zeros that take no memory."""
     try:
-        return _describe(_shapes(weights), weights)
-    except UserError:
-        return None
-
-
-def _shapes(weights: str) -> dict[str, Tensor]:
-    """Read a file's tensors as meta tensors, without their values."""
-    path = Path(weights)
-    if path.suffix != ".safetensors" and path.is_file():
-        try:
-            return _flat(torch.load(path, map_location="meta", weights_only=True, mmap=True))
-        except Exception:
-            return _flat(load_file(path))
-    return _flat(load_file(path))
-
-
-def _flat(content: Any) -> dict[str, Tensor]:
-    """Take the state dict out of a checkpoint and move it to the meta device."""
+        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # not a torch archive, or an unsound one: the careful reader says which
+        content = load_file(weights)
     for key in ("params_ema", "params", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict):
-        raise UserError("the file holds no state dict")
-    return {name: tensor.to("meta") for name, tensor in content.items() if isinstance(tensor, Tensor)}
+    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise UserError(f"'{weights}' holds no state dict (a map of names to tensors)")
+    return {
+        name.removeprefix("module."): torch.zeros((), dtype=tensor.dtype, device="cpu").expand(tensor.shape)
+        if tensor.is_floating_point() and tensor.numel() > OUTLINE_LIMIT else tensor
+        for name, tensor in content.items()
+    }
 
 
 def basicsr_network(name: str) -> type[nn.Module]:
@@ -113,5 +106,5 @@ def basicsr_network(name: str) -> type[nn.Module]:
         if candidate in table:
             found: type[nn.Module] = table.get(candidate)
             return found
-    known = sorted(entry.removesuffix("_basicsr") for entry in table.keys())
+    known = sorted(entry.removesuffix("_basicsr") for entry, _ in table)
     raise UserError(f"basicsr has no network '{name}'{nearest(name, known)}; known: {', '.join(known)}")

@@ -43,7 +43,9 @@ def crop_to(image: Tensor, height: int, width: int) -> Tensor:
     return image[..., :height, :width]
 
 
-def run_padded(network: Callable[[Tensor], Tensor], image: Tensor, scale: int, multiple: int = 1, minimum: int = 0) -> Tensor:
+def run_padded(
+    network: Callable[[Tensor], Tensor], image: Tensor, scale: int, multiple: int = 1, minimum: int = 0
+) -> Tensor:
     """Pad, run the network, crop what belongs to the padding.
 
     Args:

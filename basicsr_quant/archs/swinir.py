@@ -77,7 +77,9 @@ class BlockGroup(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None, factors: Sequence[Tensor | None]
+    ) -> Tensor:
         """Transform (B, h * w, C) tokens; ``factors`` holds one entry for every block."""
         for block, factor in zip(self.blocks, factors, strict=True):
             tokens = block(tokens, size, mask, factor)
@@ -92,7 +94,9 @@ class ResidualGroup(nn.Module):
         self.residual_group = BlockGroup(blocks)
         self.conv = convolution
 
-    def forward(self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None, factors: Sequence[Tensor | None]) -> Tensor:
+    def forward(
+        self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None, factors: Sequence[Tensor | None]
+    ) -> Tensor:
         """Transform (B, h * w, C) tokens of an image of ``size`` (h, w)."""
         image = to_image(self.residual_group(tokens, size, mask, factors), size)
         return tokens + to_tokens(self.conv(image))
@@ -145,7 +149,8 @@ class SwinIR(nn.Module):
         mlp_ratio: Hidden width of the MLPs over ``embed_dim``.
         qkv_bias: Whether q, k, v projections have a bias.
         drop_path_rate: Probability of leaving out the last block's branches in training; earlier blocks linearly less.
-        upsampler: ``pixelshuffledirect`` (light), ``pixelshuffle`` (classical), ``nearest+conv`` (real-world, s = 2 or 4).
+        upsampler: ``pixelshuffledirect`` (light), ``pixelshuffle`` (classical), ``nearest+conv``
+            (real-world, s = 2 or 4).
         resi_connection: ``1conv`` or ``3conv``, the convolution at the end of a group.
 
     Raises:
@@ -153,6 +158,8 @@ class SwinIR(nn.Module):
 
     Source: SwinIR (Liang et al., 2021); module names are those of its published weights.
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -172,9 +179,11 @@ class SwinIR(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != len(num_heads):
-            raise UserError(f"SwinIR: depths has {len(depths)} entries, num_heads {len(num_heads)}; give one of each per group")
+            raise UserError(f"SwinIR: depths has {len(depths)} entries, num_heads {len(num_heads)}; give one of each "
+                            "per group")
         if any(embed_dim % heads for heads in num_heads):
-            raise UserError(f"SwinIR: embed_dim {embed_dim} is not divisible by num_heads {list(num_heads)}; change one of them")
+            raise UserError(f"SwinIR: embed_dim {embed_dim} is not divisible by num_heads {list(num_heads)}; change "
+                            "one of them")
         self.upscale, self.img_range, self.depths = upscale, img_range, tuple(depths)
         self.window_multiple = window = min(window_size, img_size)
         self.shift = window // 2 if img_size > window_size else 0
@@ -186,7 +195,7 @@ class SwinIR(nn.Module):
         self.patch_embed = _Norm(embed_dim)
         self.layers = nn.ModuleList(
             ResidualGroup(
-                [SwinBlock(embed_dim, window, self.shift * (index % 2), heads, mlp_ratio, qkv_bias) for index in range(depth)],
+                [SwinBlock(embed_dim, window, shift, heads, mlp_ratio, qkv_bias) for shift in self._shifts(depth)],
                 _body_convolution(embed_dim, resi_connection),
             )
             for depth, heads in zip(depths, num_heads, strict=True)
@@ -202,6 +211,10 @@ class SwinIR(nn.Module):
         self.head = tuple(head)
         for name, part in head.items():
             self.add_module(name, part)
+
+    def _shifts(self, depth: int) -> list[int]:
+        """Return the displacement of the windows of every block of a group."""
+        return [index % 2 * self.shift for index in range(depth)]
 
     def training_draws(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         """Return the U[0, 1) draws that a training step needs: keyword argument of forward -> shape for one sample."""

@@ -34,8 +34,8 @@ def tiled(
     """Upscale an image in overlapping tiles, keeping of every tile the part that is far from its cuts.
 
     Tiles start at multiples of ``tile - overlap``, so if both are multiples of a network's window, all tiles see the
-    window grid of the whole image. Tiles at the bottom and right are as small as what is left. The result equals that of
-    the whole image if the network's receptive field is no wider than ``overlap``.
+    window grid of the whole image. Tiles at the bottom and right are as small as what is left. The result equals that
+    of the whole image if the network's receptive field is no wider than ``overlap``.
 
     Args:
         network: (1, C, h, w) -> (1, C, scale * h, scale * w), called on one tile at a time, without gradients.
@@ -66,7 +66,8 @@ def tiled(
             result = result[..., scale * (keep_top - top):scale * (keep_bottom - top),
                             scale * (keep_left - left):scale * (keep_right - left)]
             if output is None:
-                output = torch.empty(*result.shape[:-2], scale * height, scale * width, dtype=result.dtype, device=image.device)
+                shape = (*result.shape[:-2], scale * height, scale * width)
+                output = torch.empty(shape, dtype=result.dtype, device=image.device)
             output[..., scale * keep_top:scale * keep_bottom, scale * keep_left:scale * keep_right] = result
             done += 1
             if on_progress is not None:

@@ -14,7 +14,8 @@ class Upscale(nn.Module):
 
     Args:
         scale: Factor.
-        mode: ``bicubic`` is MATLAB's (a = -0.5, borders mirrored); ``bilinear`` is what the published table calls bicubic.
+        mode: ``bicubic`` is MATLAB's (a = -0.5, borders mirrored); ``bilinear`` is what the published table calls
+            bicubic.
     """
 
     def __init__(self, scale: int, mode: Literal["bicubic", "bilinear"]) -> None:
@@ -28,9 +29,9 @@ class Upscale(nn.Module):
             return functional.interpolate(image, scale_factor=self.scale, mode="bilinear", align_corners=False)
         border = 2
         for axis in (2, 3):
-            size = image.shape[axis]
-            first = image.narrow(axis, 0, min(border, size)).flip(axis)
-            last = image.narrow(axis, max(size - border, 0), min(border, size)).flip(axis)
+            length = image.shape[axis]
+            first = image.narrow(axis, 0, min(border, length)).flip(axis)
+            last = image.narrow(axis, max(length - border, 0), min(border, length)).flip(axis)
             image = torch.cat([first, image, last], axis)
         size = [length * self.scale for length in image.shape[2:]]
         enlarged = functional.interpolate(image, size=size, mode="bicubic", align_corners=False, antialias=True)

@@ -75,7 +75,7 @@ class WindowAttention(nn.Module):
     """Multi-head attention within windows.
 
     Query (after bias and scale), key, value and the softmax map pass through :class:`Operand` modules, so that a plan
-    can quantize the two products.
+    can quantize the two products. ``products`` names the operands of each, left and right, in order of execution.
 
     Args:
         channels: Width C of a token.
@@ -85,6 +85,10 @@ class WindowAttention(nn.Module):
 
     Source: Swin Transformer, eq. 4.
     """
+
+    relative_position_index: Tensor
+
+    products = (("query", "key"), ("value", "attention_map"))
 
     def __init__(self, channels: int, window: int, heads: int, qkv_bias: bool = True) -> None:
         super().__init__()

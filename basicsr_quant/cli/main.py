@@ -8,25 +8,29 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
+from basicsr_quant.engine.experiment import start_logging
 from basicsr_quant.errors import UserError
 
-VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart")
+VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart", "table")
 
 
 def guarded(function: Callable[[], int | None]) -> int:
     """Run a command; turn what a user can mend into one line on standard error and an exit code other than 0."""
     import torch
 
-    from basicsr_quant.engine.loop import Interrupted
+    from basicsr_quant.engine.interruption import Interrupted
 
     try:
         return function() or 0
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
     except Interrupted as stop:
         sys.stderr.write(f"interrupted by {stop}; the state was saved, go on with --auto_resume\n")
         return stop.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted at once; the last checkpoint is intact, go on with --auto_resume\n")
+        return 130
     except torch.cuda.OutOfMemoryError:
         sys.stderr.write("error: out of GPU memory; lower datasets:train:batch_size_per_gpu or gt_size, set val:tile, "
                          "or train:precision=bf16\n")
@@ -68,4 +72,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb in VERBS:
         importlib.import_module(f"basicsr_quant.cli.{verb.replace('-', '_')}").add_parser(subparsers)
     arguments = parser.parse_args(argv)
+    start_logging(None, arguments.verb, is_main=True)
     return guarded(lambda: arguments.func(arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,12 @@ def worker_count(wanted: int) -> int:
     return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
+def ignore_signals(worker: int) -> None:
+    """Leave SIGINT and SIGTERM, which reach a whole process group, to the main process, which saves first."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class ImageLoader:
     """Batches of a data set, as often as it is iterated.
 
@@ -82,7 +89,8 @@ class ImageLoader:
         self.dataset = dataset
         workers = worker_count(workers)
         self._loader: DataLoader[Sample] = DataLoader(
-            dataset, num_workers=workers, collate_fn=collate, generator=torch.Generator().manual_seed(0),
+            dataset, num_workers=workers, collate_fn=collate, worker_init_fn=ignore_signals,
+            generator=torch.Generator().manual_seed(0),
             pin_memory=pin_memory and torch.cuda.is_available(),
             prefetch_factor=prefetch_factor if workers else None, **order,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ import torch.distributed as dist
 
 from basicsr_quant.errors import UserError
 
-logger = logging.getLogger("basicsr_quant")
-
 TIMEOUT = datetime.timedelta(minutes=30)
+LOST = ("closed by peer", "Connection reset", "Broken pipe", "connection was aborted")
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,10 @@ class Process:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any process."""
+        """Return whether the flag is set on any process; it travels between CPUs, so a GPU need not finish its work."""
         if self.world_size == 1:
             return flag
-        value = torch.tensor(int(flag), device=self.device)
+        value = torch.tensor(int(flag))
         dist.all_reduce(value, dist.ReduceOp.MAX)
         return bool(value.item())
 
@@ -72,17 +70,29 @@ def choose_device(num_gpu: int | str, gpu: int | None, local_rank: int = 0) -> t
     return torch.device("cuda", index)
 
 
-def _environment(launcher: str) -> tuple[int, int, int]:
-    """Return rank, world size and local rank as the launcher gives them."""
+def _environment(launcher: str, port: int) -> tuple[int, int, int]:
+    """Return rank, world size and local rank as the launcher gives them.
+
+    Raises:
+        UserError: The process was not started by this launcher.
+    """
+    environment = os.environ
     if launcher == "slurm":
-        os.environ.setdefault("RANK", os.environ["SLURM_PROCID"])
-        os.environ.setdefault("WORLD_SIZE", os.environ["SLURM_NTASKS"])
-        os.environ.setdefault("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-        os.environ.setdefault("MASTER_ADDR", os.environ.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        for name, source in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS"), ("LOCAL_RANK", "SLURM_LOCALID")):
+            if source in environment:
+                environment.setdefault(name, environment[source])
+        environment.setdefault("MASTER_ADDR", environment.get("SLURM_LAUNCH_NODE_IPADDR", "127.0.0.1"))
+        environment.setdefault("MASTER_PORT", str(port))
+    starter = "torchrun" if launcher == "pytorch" else "srun"
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in environment:
+            raise UserError(f"--launcher {launcher} needs {name} in the environment; start with {starter}, or leave "
+                            "--launcher out for one process")
     try:
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_RANK", "0"))
-    except KeyError as error:
-        raise UserError(f"--launcher {launcher} needs {error} in the environment; start with torchrun or srun") from None
+        return int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment.get("LOCAL_RANK", "0"))
+    except ValueError as error:
+        raise UserError(f"RANK, WORLD_SIZE or LOCAL_RANK in the environment is no number ({error}); "
+                        f"start with {starter}") from None
 
 
 @contextlib.contextmanager
@@ -93,23 +103,28 @@ def processes(launcher: str, num_gpu: int | str, gpu: int | None, backend: str, 
         launcher: ``none``, ``pytorch`` (torchrun) or ``slurm``.
         num_gpu: ``auto``, 0 for the CPU, or a number.
         gpu: CUDA device of a single-process run.
-        backend: ``nccl`` or ``gloo``; nccl on a CPU becomes gloo.
+        backend: ``nccl`` or ``gloo``, for tensors on GPUs; those on CPUs always go by gloo.
         port: Where to meet if the launcher does not say.
+
+    Raises:
+        UserError: The environment does not fit the launcher, or another process of the run ended.
     """
     if launcher == "none":
+        if os.environ.get("WORLD_SIZE", "1") != "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise UserError("torchrun started several processes, but --launcher is missing; add --launcher pytorch")
         yield Process(0, 1, choose_device(num_gpu, gpu))
         return
-    if launcher == "slurm":
-        os.environ.setdefault("MASTER_PORT", str(port))
-    rank, world_size, local_rank = _environment(launcher)
+    rank, world_size, local_rank = _environment(launcher, port)
     device = choose_device(num_gpu, None, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    elif backend == "nccl":
-        logger.info("dist_params:backend nccl needs CUDA; using gloo")
-        backend = "gloo"
-    dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    dist.init_process_group(f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else "gloo",
+                            rank=rank, world_size=world_size, timeout=TIMEOUT)
     try:
         yield Process(rank, world_size, device)
+    except RuntimeError as error:
+        if any(sign in str(error) for sign in LOST):
+            raise UserError("another process of this run ended; its message says why") from error
+        raise
     finally:
         dist.destroy_process_group()

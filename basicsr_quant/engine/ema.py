@@ -19,11 +19,12 @@ class Ema:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self._source = network
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average one step towards the network."""
-        averages, values = list(self.network.parameters()), list(network.parameters())
-        torch._foreach_lerp_(averages, values, 1 - self.decay)
-        for own, other in zip(self.network.buffers(), network.buffers(), strict=True):
+        averages: list[torch.Tensor] = list(self.network.parameters())
+        torch._foreach_lerp_(averages, list(self._source.parameters()), 1 - self.decay)
+        for own, other in zip(self.network.buffers(), self._source.buffers(), strict=True):
             own.copy_(other)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from basicsr_quant.engine.averages import Averages
 from basicsr_quant.engine.checkpoint import Progress
 from basicsr_quant.engine.distributed import Process
 from basicsr_quant.engine.ema import Ema
+from basicsr_quant.engine.interruption import Interrupted, signals
 from basicsr_quant.engine.schedules import Schedule, learning_rate
 from basicsr_quant.errors import UserError
 from basicsr_quant.models.base import Batch, Stage
@@ -26,22 +26,17 @@ logger = logging.getLogger("basicsr_quant")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Interrupted(Exception):
-    """SIGINT or SIGTERM came; the iteration was finished and saved."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
 @dataclass
 class Hooks:
-    """What happens beside training; each gets the iteration that has just ended.
+    """What happens beside training; each gets the iteration that has just ended, on every process.
 
     Attributes:
         log: Called with the averaged losses every ``print_freq`` iterations.
-        validate: Called every ``val_freq`` iterations.
-        save: Called every ``save_checkpoint_freq`` iterations, at an interruption and at the end.
+        validate: Called every ``val_freq`` iterations and at the end, before saving.
+        save: Called every ``save_freq`` iterations, at the end, and before the loop is left early.
+        print_freq: Iterations between two log lines.
+        val_freq: Iterations between two validations.
+        save_freq: Iterations between two checkpoints.
     """
 
     log: Callable[[int, dict[str, float]], None]
@@ -63,10 +58,14 @@ class Loop:
     progress: Progress
     ema: Ema | None
     hooks: Hooks
+    find_unused_parameters: bool = False
     scaler: torch.amp.GradScaler = field(init=False)
+    losses: Averages = field(init=False)
 
     def __post_init__(self) -> None:
         self.scaler = torch.amp.GradScaler(self.process.device.type, enabled=self.options.precision == "fp16")
+        self.losses = Averages()
+        self._saved = self.progress.iteration
 
     def run(self, batches: Iterable[Batch]) -> None:
         """Train from ``progress.iteration`` to ``total_iter``.
@@ -76,79 +75,85 @@ class Loop:
 
         Raises:
             Interrupted: A signal came; the state was saved.
-            UserError: A loss became NaN or infinite (``train:on_nan: stop``).
+            UserError: A loss or gradient became NaN or infinite (``train:on_nan: stop``); or an image could not be read
+                or validation failed, then the state was saved.
         """
-        options, stage, hooks = self.options, self.stage, self.hooks
-        step = self._distributed(stage.step)
+        options, hooks = self.options, self.hooks
+        step = self._distributed(self.stage.step)
         stream = iter(batches)
-        losses = Averages()
         with signals() as received:
             for iteration in range(self.progress.iteration + 1, options.total_iter + 1):
                 self._set_rates(iteration)
-                finite = True
+                terms = []
                 for micro in range(options.accumulation):
-                    batch = next(stream)
-                    last = micro == options.accumulation - 1
-                    with self._synchronize(step, last), self._autocast():
-                        terms = step(batch)
-                        total = sum(terms.values()) / options.accumulation
-                    finite = finite and self._check(terms, iteration)
-                    if finite:
-                        with self._synchronize(step, last):
-                            self.scaler.scale(total).backward()
-                        losses.add(terms)
-                if finite:
+                    batch = self._fetch(stream)
+                    with self._synchronized(step, micro == options.accumulation - 1):
+                        with self._autocast():
+                            terms.append(step(batch))
+                        total = sum(terms[-1].values()) / options.accumulation
+                        self.scaler.scale(total).backward()
+                if self._finite(terms, iteration):
                     self._step()
-                self._clear()
+                    self.losses.add(terms)
+                for optimizer in self.stage.optimizers:
+                    optimizer.zero_grad(set_to_none=True)
                 self.progress.iteration = iteration
                 if iteration % hooks.print_freq == 0:
-                    hooks.log(iteration, losses.take())
-                if iteration % hooks.val_freq == 0:
-                    hooks.validate(iteration)
+                    hooks.log(iteration, self.losses.take(self.process))
+                if iteration % hooks.val_freq == 0 or iteration == options.total_iter:
+                    self._validate(iteration)
                 stop = self.process.any(bool(received))
                 if stop or iteration % hooks.save_freq == 0 or iteration == options.total_iter:
-                    self._snapshot()
-                    hooks.save(iteration)
+                    self._save()
                 if stop:
-                    raise Interrupted(received[0] if received else signal.SIGTERM)
+                    raise Interrupted(received)
+
+    def _fetch(self, stream: Iterator[Batch]) -> Batch:
+        """Return the next batch; if any process has none, all save what is finished and stop."""
+        batch: Batch = {}
+        failure: UserError | None = None
+        try:
+            batch = next(stream)
+        except UserError as error:
+            failure = error
+        if self.process.any(failure is not None):
+            self._save()
+            raise failure or UserError("another process could not read its images; its message says why")
+        return batch
+
+    def _finite(self, terms: list[dict[str, torch.Tensor]], iteration: int) -> bool:
+        """Check losses and, unless the scaler does, gradients, with one host synchronization."""
+        named = [(f"loss '{name}'", value.detach()) for micro in terms for name, value in micro.items()]
+        if not self.scaler.is_enabled():
+            trained = [parameter for optimizer in self.stage.optimizers for parameter in _parameters(optimizer)]
+            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+            named.append(("the gradient", nn.utils.get_total_norm(gradients)))
+        flags = torch.stack([value.double() for _, value in named]).isfinite().tolist()
+        bad = [name for (name, _), fine in zip(named, flags, strict=True) if not fine]
+        if not self.process.any(bool(bad)):
+            return True
+        place = f"iteration {iteration}: {bad[0] if bad else 'a loss of another process'} is NaN or infinite"
+        if self.options.on_nan == "stop":
+            raise UserError(f"{place}; lower the learning rate, or set train:on_nan=skip to leave such steps out")
+        logger.warning("%s; the step is left out", place)
+        return False
 
     def _step(self) -> None:
-        stage, options = self.stage, self.options
-        for optimizer in stage.optimizers:
-            if options.gradient_clip:
+        for optimizer in self.stage.optimizers:
+            if self.options.gradient_clip:
                 self.scaler.unscale_(optimizer)
-                parameters = [p for group in optimizer.param_groups for p in group["params"]]
-                nn.utils.clip_grad_norm_(parameters, options.gradient_clip)
+                nn.utils.clip_grad_norm_(_parameters(optimizer), self.options.gradient_clip)
             self.scaler.step(optimizer)
         self.scaler.update()
-        if stage.after_step is not None:
-            stage.after_step()
+        if self.stage.after_step is not None:
+            self.stage.after_step()
         if self.ema is not None:
-            self.ema.update(self._trained())
-
-    def _trained(self) -> nn.Module:
-        network = self.stage.step.network
-        assert isinstance(network, nn.Module)
-        return network
-
-    def _clear(self) -> None:
-        for optimizer in self.stage.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+            self.ema.update()
 
     def _set_rates(self, iteration: int) -> None:
         for optimizer, rates in zip(self.stage.optimizers, self.stage.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = learning_rate(self.schedule, base, iteration, self.options.warmup_iter)
-
-    def _check(self, terms: dict[str, torch.Tensor], iteration: int) -> bool:
-        bad = [name for name, value in terms.items() if not torch.isfinite(value).all()]
-        if not self.process.any(bool(bad)):
-            return True
-        place = f"iteration {iteration}: loss '{bad[0]}' is NaN or infinite" if bad else f"iteration {iteration}: NaN on another rank"
-        if self.options.on_nan == "stop":
-            raise UserError(f"{place}; lower the learning rate, or set train:on_nan=skip to leave such steps out")
-        logger.warning("%s; the step is left out", place)
-        return False
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         dtype = AUTOCAST.get(self.options.precision)
@@ -158,71 +163,55 @@ class Loop:
         if self.process.world_size == 1:
             return step
         devices = [self.process.device] if self.process.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(step, device_ids=devices, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(step, device_ids=devices, broadcast_buffers=False,
+                                                   find_unused_parameters=self.find_unused_parameters)
 
-    def _synchronize(self, step: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    @staticmethod
+    def _synchronized(step: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are averaged over the processes in the last micro-batch only."""
         if isinstance(step, nn.parallel.DistributedDataParallel) and not last:
             return step.no_sync()
         return contextlib.nullcontext()
 
-    def _snapshot(self) -> None:
+    def _validate(self, iteration: int) -> None:
+        try:
+            self.hooks.validate(iteration)
+        except UserError:
+            self._save()
+            raise
+
+    def _save(self) -> None:
+        """Save the last finished iteration, unless that was done."""
+        if self._saved == self.progress.iteration:
+            return
         self.progress.optimizers = [optimizer.state_dict() for optimizer in self.stage.optimizers]
         self.progress.scaler = self.scaler.state_dict()
+        self.progress.losses = self.losses.state()
+        self.hooks.save(self.progress.iteration)
+        self._saved = self.progress.iteration
 
     def resume(self) -> None:
-        """Put the optimizer states of ``progress`` in place."""
+        """Put the states of ``progress`` in place; hyperparameters are those of the present options.
+
+        Raises:
+            UserError: The optimizer is another one.
+        """
         for optimizer, state in zip(self.stage.optimizers, self.progress.optimizers, strict=True):
-            optimizer.load_state_dict(state)
+            settings = [{key: value for key, value in group.items() if key != "params"}
+                        for group in optimizer.param_groups]
+            try:
+                if any(own.keys() != saved.keys() - {"params"}
+                       for own, saved in zip(settings, state["param_groups"], strict=True)):
+                    raise ValueError("it has other settings")
+                optimizer.load_state_dict(state)
+            except ValueError as error:
+                raise UserError(f"the saved optimizer state does not fit ({error}); resume with the optimizer and the "
+                                "trained parameters of the interrupted run") from error
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)
         self.scaler.load_state_dict(self.progress.scaler)
+        self.losses.restore(self.progress.losses, self.process.device)
 
 
-class Averages:
-    """Running means of loss terms; the sums stay on the device until they are taken."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._count = 0
-
-    def add(self, terms: dict[str, torch.Tensor]) -> None:
-        """Add one micro-batch."""
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
-        self._count += 1
-
-    def take(self) -> dict[str, float]:
-        """Return the means since the last call and start over."""
-        means = {name: float(value) / max(self._count, 1) for name, value in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
-
-
-class Clock:
-    """Seconds per iteration over the run and what is left."""
-
-    def __init__(self, start: int, total: int) -> None:
-        self._start, self._total, self._began = start, total, time.monotonic()
-
-    def describe(self, iteration: int) -> str:
-        """Return ``"0.52 s/it, ETA 1:02:03"``."""
-        seconds = (time.monotonic() - self._began) / max(iteration - self._start, 1)
-        left = int(seconds * (self._total - iteration))
-        return f"{seconds:.2f} s/it, ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-
-
-@contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying; a second one is obeyed at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        logger.warning("%s: finishing this iteration, then saving", signal.Signals(number).name)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Recorder:
     """
 
     def __init__(self, options: Options, is_main: bool) -> None:
-        self._writers: list[Any] = []
+        self._tensorboard: Any = None
         self._wandb: Any = None
         if not is_main:
             return
@@ -33,7 +33,7 @@ class Recorder:
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writers.append(SummaryWriter(str(folder)))
+            self._tensorboard = SummaryWriter(str(folder))
         except (ImportError, OSError) as error:
             logger.warning("no TensorBoard log: %s", error)
 
@@ -52,15 +52,24 @@ class Recorder:
 
     def scalars(self, values: Mapping[str, float], iteration: int) -> None:
         """Record named numbers of one iteration."""
-        for writer in self._writers:
-            for name, value in values.items():
-                writer.add_scalar(name, value, iteration)
-        if self._wandb is not None:
-            self._wandb.log(dict(values), step=iteration)
+        self._write(lambda writer: [writer.add_scalar(name, value, iteration) for name, value in values.items()],
+                    lambda run: run.log(dict(values), step=iteration))
 
     def close(self) -> None:
         """Flush and close."""
-        for writer in self._writers:
-            writer.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._write(lambda writer: writer.close(), lambda run: run.finish())
+
+    def _write(self, to_tensorboard: Callable[[Any], Any], to_wandb: Callable[[Any], Any]) -> None:
+        """Write to what is open; what fails is given up, with one warning."""
+        try:
+            if self._tensorboard is not None:
+                to_tensorboard(self._tensorboard)
+        except Exception as error:  # a tracker's trouble must not end a training
+            logger.warning("the TensorBoard log ends here: %s", error)
+            self._tensorboard = None
+        try:
+            if self._wandb is not None:
+                to_wandb(self._wandb)
+        except Exception as error:  # likewise
+            logger.warning("the log to Weights & Biases ends here: %s", error)
+            self._wandb = None

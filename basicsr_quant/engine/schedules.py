@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class Schedule:
-    """A factor on the base learning rate. ``step`` counts finished optimizer steps, so the first iteration has step 0."""
+    """A factor on the base learning rate. ``step`` counts finished optimizer steps: the first iteration has step 0."""
 
     def factor(self, step: int, base: float) -> float:
         """Return learning rate / ``base`` after ``step`` optimizer steps."""
@@ -20,6 +20,7 @@ class Constant(Schedule):
     """The base learning rate throughout."""
 
     def factor(self, step: int, base: float) -> float:
+        """Return 1."""
         return 1.0
 
 
@@ -31,6 +32,7 @@ class MultiStepLR(Schedule):
         self.gamma = gamma
 
     def factor(self, step: int, base: float) -> float:
+        """Return gamma to the power of the milestones passed."""
         return self.gamma ** sum(count for milestone, count in self.milestones.items() if milestone <= step)
 
 
@@ -47,6 +49,7 @@ class MultiStepRestartLR(Schedule):
         self.restart_weights = tuple(restart_weights)
 
     def factor(self, step: int, base: float) -> float:
+        """Return the weight of the last restart times gamma to the power of the milestones since."""
         begun = [index for index, restart in enumerate(self.restarts) if restart <= step]
         start, weight = (self.restarts[begun[-1]], self.restart_weights[begun[-1]]) if begun else (0, 1.0)
         return weight * self.gamma ** sum(count for m, count in self.milestones.items() if start < m <= step)
@@ -55,11 +58,12 @@ class MultiStepRestartLR(Schedule):
 class CosineAnnealingLR(Schedule):
     """Half a cosine from the base learning rate to ``eta_min`` at iteration ``T_max``."""
 
-    def __init__(self, T_max: int, eta_min: float = 0.0) -> None:  # noqa: N803 (the published option's name)
+    def __init__(self, T_max: int, eta_min: float = 0.0) -> None:
         self.period = T_max
         self.eta_min = eta_min
 
     def factor(self, step: int, base: float) -> float:
+        """Return the height of the half cosine."""
         low = self.eta_min / base
         return low + (1 - low) * (1 + math.cos(math.pi * step / self.period)) / 2
 
@@ -76,6 +80,7 @@ class CosineAnnealingRestartLR(Schedule):
         self.eta_min = eta_min
 
     def factor(self, step: int, base: float) -> float:
+        """Return the height of the present half cosine."""
         index = min(bisect.bisect_left(self.ends, step), len(self.ends) - 1)
         start = self.ends[index] - self.periods[index]
         low = self.eta_min / base

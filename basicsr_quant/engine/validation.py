@@ -1,100 +1,66 @@
-"""Restoring a data set and measuring the result, sharded over the processes."""
+"""Validation between iterations: every validation set, and the best file."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-
 from basicsr_quant.data.paired import PairedImageDataset
+from basicsr_quant.engine.checkpoint import Best, Checkpoints, Progress
 from basicsr_quant.engine.distributed import Process
-from basicsr_quant.errors import UserError
-from basicsr_quant.io.atomic import write_text
-from basicsr_quant.io.images import to_image, write_image
-from basicsr_quant.io.progress import track
+from basicsr_quant.engine.ema import Ema
+from basicsr_quant.engine.evaluation import evaluate
+from basicsr_quant.engine.record import Recorder
 from basicsr_quant.models.base import RestorationModel
-from basicsr_quant.options.types import MetricOptions
-from basicsr_quant.registry import METRICS
+from basicsr_quant.options.component import MetricOptions
 
 logger = logging.getLogger("basicsr_quant")
 
 
-@dataclass(frozen=True)
-class Results:
-    """Metrics of one data set: image name -> metric -> value, sorted by name."""
+@dataclass
+class Validator:
+    """Measures the averaged weights, or else the trained ones; the first metric of the first set chooses the best."""
 
-    rows: dict[str, dict[str, float]]
-    seconds: float
+    datasets: Mapping[str, PairedImageDataset]
+    model: RestorationModel
+    ema: Ema | None
+    process: Process
+    checkpoints: Checkpoints
+    recorder: Recorder
+    progress: Progress
 
-    @property
-    def mean(self) -> dict[str, float]:
-        """Metric -> average over the images in float64, in the order of the names."""
-        names = next(iter(self.rows.values()), {})
-        return {name: float(np.mean([row[name] for row in self.rows.values()], dtype=np.float64)) for name in names}
+    def validate(self, iteration: int) -> None:
+        """Restore and measure all sets.
 
-    def write_csv(self, path: Path) -> None:
-        """Write one line per image and the average."""
-        names = list(self.mean)
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", *names])
-        for image, row in [*self.rows.items(), ("AVERAGE", self.mean)]:
-            writer.writerow([image, *(f"{row[name]:.6f}" for name in names)])
-        write_text(path, text.getvalue())
+        Raises:
+            UserError: An image could not be read or restored.
+        """
+        options = self.model.options.val
+        if options is None or not self.datasets:
+            return
+        network = self.ema.network if self.ema is not None else self.model.network
+        network.eval()
+        for position, (name, dataset) in enumerate(self.datasets.items()):
+            folder = self._images(name) if options.save_img else None
+            mean = evaluate(self.model, dataset, self.process, name, network, folder, str(iteration)).mean
+            logger.info("validation %s, iteration %d: %s", name, iteration,
+                        ", ".join(f"{metric} {value:.4f}" for metric, value in mean.items()))
+            self.recorder.scalars({f"metrics/{name}/{metric}": value for metric, value in mean.items()}, iteration)
+            if position == 0 and mean:
+                self._keep_best(mean, options.metrics, iteration)
+        self.model.network.train(self.model.trains_in_train_mode)
 
+    def _images(self, name: str) -> Path:
+        return self.checkpoints.folder / "visualization" / name
 
-def measure(restored: torch.Tensor, target: torch.Tensor, metrics: dict[str, MetricOptions]) -> dict[str, float]:
-    """Return every metric of one image; tensors are (3, H, W) in [0, 1] and are rounded to 8 bits first."""
-    image, reference = to_image(restored), to_image(target)
-    return {name: float(METRICS.get(metric.type)(image, reference, **metric.arguments)) for name, metric in metrics.items()}
-
-
-def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Process, name: str,
-             metrics: dict[str, MetricOptions], network: nn.Module | None = None,
-             image_folder: Path | None = None, suffix: str | None = None) -> Results:
-    """Restore every image of a data set and measure it.
-
-    Args:
-        model: The method.
-        dataset: Whole images; those without ground truth are restored and not measured.
-        process: Each process takes every ``world_size``-th image; results are gathered on all of them.
-        name: Name of the data set, for messages.
-        metrics: Name -> metric options.
-        network: Weights to use in place of the model's (an average, say).
-        image_folder: Where to write the restored images, or None.
-        suffix: Appended to the file names of the images.
-
-    Raises:
-        UserError: Some images could not be read or restored; the others were processed before.
-    """
-    began = time.monotonic()
-    rows: dict[str, dict[str, float]] = {}
-    failures: list[str] = []
-    indices: Sequence[int] = range(process.rank, len(dataset), process.world_size)
-    for index in track(indices, f"test {name}", len(indices)):
-        try:
-            sample = dataset[index]
-            restored = model.restore(sample["lq"][None], network)[0]
-            if not torch.isfinite(restored).all():
-                raise UserError(f"'{sample['lq_path']}': the network's output holds NaN or infinite values")
-            if image_folder is not None:
-                stem = sample["name"] + (f"_{suffix}" if suffix else "")
-                write_image(image_folder / f"{stem}.png", to_image(restored))
-            if "gt" in sample:
-                rows[sample["name"]] = measure(restored, sample["gt"], metrics)
-        except UserError as error:
-            logger.warning("%s", error)
-            failures.append(str(error))
-    merged = {image: row for part in process.gather(rows) for image, row in part.items()}
-    failures = [failure for part in process.gather(failures) for failure in part]
-    if failures:
-        raise UserError(f"{len(failures)} of {len(dataset)} images of '{name}' failed; first: {failures[0]}")
-    return Results(dict(sorted(merged.items())), time.monotonic() - began)
+    def _keep_best(self, mean: dict[str, float], metrics: dict[str, MetricOptions], iteration: int) -> None:
+        name = next(iter(mean))
+        sign = 1 if metrics[name].better == "higher" else -1
+        best = self.progress.best
+        if best.iteration and sign * mean[name] <= sign * best.value:
+            return
+        self.progress.best = Best(name, mean[name], iteration)
+        if self.process.is_main:
+            self.checkpoints.save_networks("best", self.ema, iteration)

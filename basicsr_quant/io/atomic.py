@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import secrets
@@ -31,15 +32,28 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}; free space or choose another folder, "
                         "what was there before is intact") from error
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make a rename last through a power failure, where the file system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files that a process left in ``folder`` when it was killed while writing."""
+    for path in Path(folder).glob(".*.????????.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, content: str) -> None:

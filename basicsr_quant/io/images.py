@@ -127,7 +127,7 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     with _open(Path(path), path, max_pixels) as image:
         width, height = image.size
         try:
-            turned = image.getexif().get(ORIENTATION_TAG, 1) >= 5
+            turned = "exif" in image.info and image.getexif().get(ORIENTATION_TAG, 1) >= 5
         except Exception as error:
             raise UserError(f"'{path}' is truncated or damaged; restore it from a copy or remove it") from error
     return (width, height) if turned else (height, width)

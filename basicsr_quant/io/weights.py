@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,11 +52,12 @@ def load_file(path: str | Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             _check_archive(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        if "weights" not in str(error).lower():
+        if not re.search("global|class", str(error).rpartition("WeightsUnpickler error:")[2], re.IGNORECASE):
             raise UserError(f"'{path}' is damaged or no torch checkpoint; restore it from a copy") from error
         raise UserError(f"'{path}' holds pickled objects other than tensors and plain types; they were not run. "
                         "Save the state dict alone") from error
@@ -70,20 +73,21 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     with open(path, "rb") as file:
         header = int.from_bytes(file.read(8), "little")
     if header > min(SAFETENSORS_HEADER_LIMIT, path.stat().st_size):
-        raise UserError(f"'{path}' declares a header of {header} bytes; it is truncated, damaged or hostile, and was not read")
+        raise UserError(f"'{path}' declares a header of {header} bytes; it is truncated, damaged or hostile, and was "
+                        "not read; restore it from a copy")
     try:
         return load_safetensors(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"'{path}' is truncated, damaged or no safetensors file; restore it from a copy") from error
 
 
-def load_state_dict(path: str | Path, key: str | None = "params") -> dict[str, torch.Tensor]:
+def load_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch.Tensor]:
     """Read a state dict.
 
     Args:
         path: ``.safetensors`` or torch checkpoint.
-        key: Entry of the checkpoint that holds the state dict. If the file has no such entry but ``params_ema`` or
-            ``params``, these are taken; a flat file is taken whole. A ``module.`` prefix is removed.
+        key: Entry of the checkpoint that holds the state dict. If it is None or not there, ``params_ema`` and then
+            ``params`` are tried; a flat file is taken whole. A ``module.`` prefix is removed.
 
     Raises:
         UserError: See :func:`load_file`; also if there is no state dict inside, or a weight is NaN or infinite.
@@ -94,8 +98,9 @@ def load_state_dict(path: str | Path, key: str | None = "params") -> dict[str, t
             if candidate is not None and isinstance(content.get(candidate), Mapping):
                 content = content[candidate]
                 break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError(f"'{path}' holds no state dict (a map of names to tensors)")
+    if not isinstance(content, Mapping) or not content or not all(
+            isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()):
+        raise UserError(f"'{path}' holds no state dict (a map of names to tensors); choose another file")
     state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -103,7 +108,9 @@ def load_state_dict(path: str | Path, key: str | None = "params") -> dict[str, t
     return state
 
 
-def apply_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, strict: bool = True) -> None:
+def apply_state_dict(
+    module: nn.Module, state: Mapping[str, torch.Tensor], path: str | Path, strict: bool = True,
+) -> None:
     """Copy a state dict into a module.
 
     Args:
@@ -125,10 +132,11 @@ def apply_state_dict(module: nn.Module, state: Mapping[str, torch.Tensor], path:
         missing = [name for name in own if name not in state]
         unexpected = [name for name in state if name not in own]
         if missing:
-            raise UserError(f"'{path}' does not fit this network: '{missing[0]}' is missing{_rest(missing)}; check the network options")
+            raise UserError(f"'{path}' does not fit this network: '{missing[0]}' is missing{_rest(missing)}; check the "
+                            "network options")
         if unexpected:
-            raise UserError(f"'{path}' does not fit this network: '{unexpected[0]}' is not part of it{_rest(unexpected)}; "
-                            "check the network options")
+            raise UserError(f"'{path}' does not fit this network: '{unexpected[0]}' is not part of it"
+                            f"{_rest(unexpected)}; check the network options")
     module.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 
-def pixel_distance(student: torch.Tensor, teacher: torch.Tensor, normalization: str) -> torch.Tensor:
-    """Return the mean absolute difference of two outputs.
+def pixel_distance(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], student: torch.Tensor,
+                   teacher: torch.Tensor, normalization: str) -> torch.Tensor:
+    """Return the distance of two outputs.
 
     Args:
+        loss: Such as the mean absolute difference.
         student: (B, C, H, W).
         teacher: As ``student``.
-        normalization: ``once``, or ``twice`` for the released code's, which divides the mean by C*H*W again.
+        normalization: ``once``, or ``twice`` to divide by C*H*W once more, as the released code does.
 
     Source: 2DQuant eq. 5 (``once``); specification 4.2 (``twice``).
     """
-    mean = (student - teacher).abs().mean()
-    return mean if normalization == "once" else mean / teacher[0].numel()
+    distance = loss(student, teacher)
+    return distance if normalization == "once" else distance / teacher[0].numel()
 
 
 def _sample_norms(feature: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from basicsr_quant import randomness
+from basicsr_quant.archs.padding import run_padded
 from basicsr_quant.archs.self_ensemble import self_ensemble
 from basicsr_quant.archs.tiling import tiled
 from basicsr_quant.data.paired import PairedImageDataset
@@ -57,6 +58,11 @@ class RestorationModel(abc.ABC):
         self.options = options
         self.device = device
 
+    @classmethod
+    @abc.abstractmethod
+    def skeleton(cls, options: Any) -> nn.Module:
+        """Return the restoring network without weights, for the meta device, as ``inspect`` shows it."""
+
     @property
     @abc.abstractmethod
     def network(self) -> nn.Module:
@@ -72,14 +78,14 @@ class RestorationModel(abc.ABC):
         """Whether the trained network is in ``train()`` mode while it learns (dropout and DropPath active)."""
         return True
 
-    def prepare_training(self, dataset: PairedImageDataset) -> None:
+    def prepare_training(self, dataset: PairedImageDataset) -> None:  # noqa: B027 (most methods need nothing)
         """Do what comes before the first iteration, such as calibration. Called again, with equal result, on resume.
 
         Args:
             dataset: The training set.
         """
 
-    def prepare_testing(self) -> None:
+    def prepare_testing(self) -> None:  # noqa: B027 (most methods need nothing)
         """Do what comes between loading and the first test image."""
 
     @abc.abstractmethod
@@ -87,8 +93,8 @@ class RestorationModel(abc.ABC):
         """Return the training stage."""
 
     @abc.abstractmethod
-    def load_pretrained(self) -> None:
-        """Load the weights that the ``path`` options name."""
+    def load_pretrained(self, training: bool) -> None:
+        """Load the weights that the ``path`` options name, to train or to test them."""
 
     def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:
         """Return a network's weights under their published names, on the CPU."""
@@ -117,8 +123,8 @@ class RestorationModel(abc.ABC):
         dtype = next(network.parameters()).dtype
 
         def run(tile: torch.Tensor) -> torch.Tensor:
-            enlarged: torch.Tensor = network(tile.to(self.device, dtype))
-            return enlarged
+            return run_padded(network, tile.to(self.device, dtype), self.options.scale,
+                              getattr(network, "window_multiple", 1), getattr(network, "minimum_size", 0))
 
         function = (lambda tile: self_ensemble(run, tile)) if options is not None and options.self_ensemble else run
         with torch.inference_mode():

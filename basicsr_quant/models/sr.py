@@ -10,6 +10,7 @@ from torch import nn
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.archs.published.table import exporter, importer
 from basicsr_quant.data.paired import PairedImageDataset
+from basicsr_quant.errors import UserError
 from basicsr_quant.io.weights import apply_state_dict, load_state_dict
 from basicsr_quant.models.base import Batch, RestorationModel, Stage, forward_draws
 from basicsr_quant.options.methods.sr import SROptions
@@ -54,6 +55,11 @@ class SRModel(RestorationModel):
         self._network = build_network(options.network_g.type, options.network_g.arguments)
         self._network.to(device, torch.float64 if precision == "fp64" else torch.float32)
 
+    @classmethod
+    def skeleton(cls, options: SROptions) -> nn.Module:
+        """Return ``network_g`` without weights."""
+        return build_network(options.network_g.type, options.network_g.arguments)
+
     @property
     def network(self) -> nn.Module:
         """The network that restores images."""
@@ -64,9 +70,11 @@ class SRModel(RestorationModel):
         """Checkpoints hold ``net_g``."""
         return {"g": self._network}
 
-    def load_pretrained(self) -> None:
-        """Load ``path:pretrain_network_g``, if named."""
+    def load_pretrained(self, training: bool) -> None:
+        """Load ``path:pretrain_network_g``; only training can do without."""
         path = self.options.path
+        if path.pretrain_network_g is None and not training:
+            raise UserError("path:pretrain_network_g is missing; name the weights to test")
         if path.pretrain_network_g is not None:
             file = Path(path.pretrain_network_g)
             state = importer(self.options.network_g)(load_state_dict(file, path.param_key_g))

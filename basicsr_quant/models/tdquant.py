@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from basicsr_quant.options.optimization import OPTIMIZERS
 from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_keeper, range_scales
 from basicsr_quant.quant.calibrate import calibrate, check_bounds, named_quantizers
 from basicsr_quant.quant.prepare import prepare
+from basicsr_quant.registry import LOSSES
 
 logger = logging.getLogger("basicsr_quant")
 
@@ -48,6 +49,13 @@ class TDQuantModel(RestorationModel):
         self._teacher: nn.Module | None = None
         self._calibrated = False
         self._calibration_digest = ""
+
+    @classmethod
+    def skeleton(cls, options: TDQuantOptions) -> nn.Module:
+        """Return the prepared network without weights."""
+        network = build_network(options.network_Q.type, options.network_Q.arguments).eval()
+        size = options.quant.calibration.patch_size
+        return prepare(network, plan_of(options), torch.zeros(1, 3, size, size))
 
     @property
     def network(self) -> nn.Module:
@@ -82,25 +90,29 @@ class TDQuantModel(RestorationModel):
     def _prepared(self, network: nn.Module, bits: int | None = None) -> nn.Module:
         size = self.options.quant.calibration.patch_size
         example = torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype)
-        return prepare(network, plan_of(self.options, bits), example).eval()
+        return prepare(network, plan_of(self.options, bits), example).to(self.dtype).eval()
 
-    def load_pretrained(self) -> None:
+    def load_pretrained(self, training: bool) -> None:
         """Load what the options name: quantized weights, or full-precision weights to be quantized."""
         options, quant = self.options, self.options.quant
-        if quant.bicubic or quant.upscale_only != "none":
-            self._network = Upscale(options.scale, "bilinear" if quant.bicubic else quant.upscale_only).to(self.device)
-        elif quant.fp_test:
-            self._network = self._full_precision(options.pathFP.pretrain_network_FP or options.path.pretrain_network_Q)
-        elif options.train is None or options.path.pretrain_network_Q is not None:
-            self._load_quantized()
+        quantized = options.path.pretrain_network_Q
+        if not training and (quant.bicubic or quant.upscale_only != "none"):
+            mode: Literal["bilinear", "bicubic"] = "bicubic" if quant.upscale_only == "bicubic" else "bilinear"
+            self._network = Upscale(options.scale, mode).to(self.device)
+        elif not training and quant.fp_test:
+            self._network = self._full_precision(options.pathFP.pretrain_network_FP or quantized)
+        elif quantized is not None:
+            self._load_quantized(quantized)
+        elif training or options.network_Q.type == "spandrel":
+            teacher = options.pathFP
+            self._network = self._prepared(self._full_precision(teacher.pretrain_network_FP, teacher.strict_load_FP))
         else:
-            self._network = self._prepared(self._full_precision(options.pathFP.pretrain_network_FP, options.pathFP.strict_load_FP))
+            raise UserError("path:pretrain_network_Q is missing; name a quantized checkpoint, or full-precision "
+                            "weights and cali_data")
 
-    def _load_quantized(self) -> None:
-        path, options = self.options.path.pretrain_network_Q, self.options
-        if path is None and options.network_Q.type != "spandrel":
-            raise UserError("path:pretrain_network_Q is missing; name a quantized checkpoint, or full-precision weights and cali_data")
-        published = load_state_dict(path) if path is not None else {}
+    def _load_quantized(self, path: str) -> None:
+        options = self.options
+        published = load_state_dict(path)
         if not any(name.endswith("lower_bound") for name in published):
             logger.info("'%s' holds full-precision weights; they are quantized after calibration", path)
             self._network = self._prepared(self._full_precision(path, options.path.strict_load_Q))
@@ -109,30 +121,30 @@ class TDQuantModel(RestorationModel):
         widths = sorted(set(bits.values()))
         if options.bit is not None and options.quant.plan is None and widths != [options.bit]:
             found = " and ".join(map(str, widths))
-            raise UserError(f"bit: {options.bit} is asked for, but '{path}' was quantized to {found} bits; set bit={found} or leave it out")
+            raise UserError(f"bit: {options.bit} is asked for, but '{path}' was quantized to {found} bits; "
+                            f"set bit={found} or leave it out")
         self._network = self._prepared(self._build(), options.bit or widths[0])
         for name, quantizer in named_quantizers(self._network):
-            if name in bits:
-                quantizer.set_bits(bits[name])
+            quantizer.set_bits(bits.get(name, quantizer.bits))
         apply_state_dict(self._network, state, path, options.path.strict_load_Q)
         check_bounds(self._network, f"'{path}'", options.quant.allow_degenerate_bounds)
         self._calibrated = True
 
     def prepare_training(self, dataset: PairedImageDataset) -> None:
         """Calibrate on the file ``cali_data`` or on patches of the training set."""
-        options = self.options
-        self._teacher = self._full_precision(options.pathFP.pretrain_network_FP, options.pathFP.strict_load_FP).requires_grad_(False)
+        teacher = self.options.pathFP
+        full_precision = self._full_precision(teacher.pretrain_network_FP, teacher.strict_load_FP)
+        self._teacher = full_precision.requires_grad_(False)
         if not self._calibrated:
             self._calibrate(self._calibration_patches(dataset))
 
     def prepare_testing(self) -> None:
-        """Calibrate if the weights are full precision ones that are to be quantized."""
-        quant = self.options.quant
-        if self._calibrated or quant.fp_test or quant.bicubic or quant.upscale_only != "none":
+        """Calibrate if the weights are full-precision ones that are to be quantized."""
+        if self._calibrated or not any(True for _ in named_quantizers(self._network)):
             return
         if self.options.cali_data is None:
-            raise UserError("cali_data is missing: path:pretrain_network_Q names full-precision weights, which need calibration patches; "
-                            "name a calibration file or a quantized checkpoint")
+            raise UserError("cali_data is missing: the weights are full-precision ones, which need calibration "
+                            "patches; name a calibration file, or a quantized checkpoint as path:pretrain_network_Q")
         self._calibrate(load_calibration_file(self.options.cali_data, self.options.scale))
 
     def _calibration_patches(self, dataset: PairedImageDataset) -> CalibrationSet:
@@ -154,14 +166,15 @@ class TDQuantModel(RestorationModel):
 
     def _with_draws(self, batches: list[torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return a forward that gives each batch the same random draws in every pass (none in eval mode)."""
-        draws, first = {}, 0
-        for batch in batches:
+        draws: dict[int, dict[str, torch.Tensor]] = {}
+        first = 0
+        for batch in batches if self._network.training else ():
             samples = {"iteration": 0, "sample": range(first, first + len(batch))}
-            draws[id(batch)] = forward_draws(self._network, samples, self.options.manual_seed, self.device) if self._network.training else {}
+            draws[id(batch)] = forward_draws(self._network, samples, self.options.manual_seed, self.device)
             first += len(batch)
 
         def forward(batch: torch.Tensor) -> torch.Tensor:
-            output: torch.Tensor = self._network(batch, **draws[id(batch)])
+            output: torch.Tensor = self._network(batch, **draws.get(id(batch), {}))
             return output
 
         return forward
@@ -180,10 +193,11 @@ class TDQuantModel(RestorationModel):
         if learn.relative_step:
             RelativeSteps(optimizer, range_scales(self._network))
         feature = train.feature_loss
+        taps = feature_taps(self.options, self._network) if feature is not None else ()
         step = DistillationStep(
-            self._network, self._teacher, feature_taps(self.options, self._network) if feature is not None else (),
-            train.pixel_opt.arguments.get("loss_weight", 1.0), learn.pixel_normalization,
-            feature.arguments.get("loss_weight", 1.0) if feature is not None else 0.0, learn.feature_distance, train.compile)
+            self._network, self._teacher, taps, train.pixel_opt.build(LOSSES), learn.pixel_normalization,
+            float(feature.arguments.get("loss_weight", 1.0)) if feature is not None else 0.0, learn.feature_distance,
+            train.compile)
         keep = order_keeper(self._network, learn.minimum_width) if learn.minimum_width else None
         return Stage("distillation of bounds", "Q", step, [optimizer], keep)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -12,11 +13,14 @@ from basicsr_quant.quant.foreign import inner_network
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.taps import match_modules
 
+ONE_SIDED = "one_sided"
+
 
 def plan_of(options: TDQuantOptions, bits: int | None = None) -> QuantPlan:
     """Return the plan of the options: ``quant:plan``, or the default one of SwinIR.
 
-    Lines may leave out bits and observer; they take those of the options.
+    Lines may leave out bits and observer, which are then those of the options; ``observer: one_sided`` stands for
+    ``quant:one_sided_observer``.
 
     Args:
         options: Typed options.
@@ -33,8 +37,19 @@ def plan_of(options: TDQuantOptions, bits: int | None = None) -> QuantPlan:
     if lines is None:
         if options.network_Q.type != "SwinIR":
             raise UserError(f"quant:plan is missing; network_Q '{options.network_Q.type}' has no default plan")
+        if not width:
+            raise UserError("bit is missing; set the bit-width, for example --force_yml bit=4")
         lines = default_plan(options)
-    return QuantPlan.parse(lines, defaults)
+    one_sided = quant.one_sided_observer if quant.one_sided_observer is not None else quant.activation_observer
+    return QuantPlan.parse([_resolve(line, one_sided) for line in lines], defaults)
+
+
+def _resolve(entry: Any, one_sided: Any) -> Any:
+    """Return a line in which ``observer: one_sided`` has become the observer that the options name."""
+    if not isinstance(entry, Mapping):
+        return entry
+    return {key: one_sided if key == "observer" and value == ONE_SIDED else _resolve(value, one_sided)
+            for key, value in entry.items()}
 
 
 def default_plan(options: TDQuantOptions) -> list[dict[str, Any]]:
@@ -45,7 +60,7 @@ def default_plan(options: TDQuantOptions) -> list[dict[str, Any]]:
     Source: 2DQuant specification 1.2.
     """
     quant = options.quant
-    one_sided = {"observer": quant.one_sided_observer} if quant.one_sided_observer is not None else {}
+    one_sided = {"observer": ONE_SIDED}
     plain: dict[str, Any] = {"weight": {}, "activation": {}}
     qkv = {**plain, "split_out": 3} if quant.qkv_separation else plain
     lines: list[dict[str, Any]] = [

@@ -15,6 +15,7 @@ from basicsr_quant.options.signature import checked_arguments
 from basicsr_quant.options.source import KeyPath, Tree, joined
 from basicsr_quant.registry import ARCHS, Registry, nearest
 
+LIBRARY = "basicsr:"
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
@@ -79,13 +80,14 @@ class Converter(Problems):
         return family
 
     def name(self, registry: Registry, value: Any, path: KeyPath) -> str:
-        """Return a name of ``registry``; a network ``library:NAME`` is left to its builder."""
+        """Return a name of ``registry``; a network ``basicsr:NAME`` is left to its builder."""
         if not isinstance(value, str):
             raise self.wrong(path, str, value)
-        if value not in registry and not (registry is ARCHS and ":" in value):
+        if value not in registry and not (registry is ARCHS and value.startswith(LIBRARY)):
             hint = nearest(value, list(registry))
+            known = [*registry, f"{LIBRARY}NAME"] if registry is ARCHS else registry
             raise self.error(path, f"'{joined(path)}': unknown {registry.kind} '{value}'{hint}; "
-                                   f"known: {', '.join(registry)}")
+                                   f"known: {', '.join(known)}")
         return value
 
     def component(self, field: Field, struct: type[Component], value: Any, path: KeyPath) -> Component:

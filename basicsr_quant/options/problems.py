@@ -8,7 +8,7 @@ import msgspec
 
 from basicsr_quant.errors import UserError
 from basicsr_quant.options.annotations import choices, describe
-from basicsr_quant.options.source import KeyPath, Tree, failure, joined
+from basicsr_quant.options.source import INTEGERS, KeyPath, Tree, failure, joined
 from basicsr_quant.registry import nearest
 
 LONGEST_QUOTE = 60
@@ -28,7 +28,7 @@ def leaf(value: Any, annotation: Any) -> Any:
 
 
 def _integral(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and int(value) in INTEGERS:
         return int(value)
     if isinstance(value, list):
         return [_integral(item) for item in value]

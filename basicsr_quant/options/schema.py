@@ -13,7 +13,7 @@ from basicsr_quant.options.method import METHODS
 from basicsr_quant.registry import ARCHS, Registry
 
 Schema = dict[str, Any]
-LIBRARY_NAME = {"type": "string", "pattern": "^[a-z]+:"}
+LIBRARY_NAME = {"type": "string", "pattern": "^basicsr:"}
 
 
 def json_schema() -> str:

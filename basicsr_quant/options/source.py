@@ -15,7 +15,7 @@ KeyPath = tuple[Any, ...]
 LARGEST_FILE = 1 << 20
 DEEPEST_LEVEL = 24
 CORE = "tag:yaml.org,2002:"
-LONGEST_INTEGER = 18
+INTEGERS = range(-2**63, 2**63)
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -227,7 +227,7 @@ class _Builder:
         if kind not in ("bool", "int", "float"):
             raise self.refused(node, path)
         key = f"'{joined(path)}': " if path else ""
-        wanted = "true or false" if kind == "bool" else "a finite number"
+        wanted = "true or false" if kind == "bool" else "a finite number of ordinary size"
         raise self.error(node.start_mark, f"{key}'{text[:40]}' is not {wanted}")
 
     def text(self, text: str, mark: Any) -> str:
@@ -239,6 +239,7 @@ class _Builder:
 
     @staticmethod
     def integer(text: str) -> int:
-        if len(text) > LONGEST_INTEGER:
+        number = int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        if number not in INTEGERS:
             raise ValueError(text)
-        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+        return number

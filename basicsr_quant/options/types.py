@@ -82,6 +82,8 @@ class ValOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     val_freq: Annotated[PositiveInteger, Meta(description="Iterations between validations.")] = 5000
     save_img: Annotated[bool, Meta(description="Write the output images.")] = False
+    test_sets: Annotated[list[str] | None, Meta(
+        description="Names of the test sets to run; absent: all that are there.")] = None
     suffix: Annotated[str | None, Meta(description="End of the names of output images; absent: the run's name.")] = None
     pbar: Annotated[bool, Meta(description="Show a progress bar.")] = True
     metrics: Annotated[dict[str, Metric], Meta(description="Free name -> metric.")] = {}

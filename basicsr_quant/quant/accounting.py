@@ -16,7 +16,15 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from basicsr_quant.quant.calibrate import named_quantizers
-from basicsr_quant.quant.foreign import MATMUL, Places, explicit_attention, inner_network, operand_name
+from basicsr_quant.quant.foreign import (
+    MATMUL,
+    Places,
+    QuantizedModel,
+    explicit_attention,
+    inner_network,
+    operand_name,
+    operands_of,
+)
 from basicsr_quant.quant.layers.weighted import QuantWeighted
 from basicsr_quant.quant.quantizer import Quantizer
 
@@ -25,10 +33,10 @@ BITS_OF_FLOAT = 32
 
 @dataclass(frozen=True)
 class LayerCount:
-    """One layer, or one kind of product inside a module.
+    """One layer, or one product inside a module.
 
     Attributes:
-        name: Module name; products carry their operation, ``blocks.0.attn:matmul``.
+        name: Module name; products carry their operation, ``blocks.0.attn:matmul#0``.
         kind: ``linear``, ``conv2d``, ``matmul`` or ``norm``.
         macs: Multiply-accumulates in one forward pass; for a norm, elements.
         parameters: Weights and bias of this layer.
@@ -103,7 +111,7 @@ class _Count(TorchFunctionMode):
         super().__init__()
         self._places = places
         self._modules_by_name = dict(inner_network(model).named_modules())
-        self._operands: Any = getattr(model, "operands", {}) if inner_network(model) is not model else {}
+        self._operands: dict[str, Any] = dict(model.operands.items()) if isinstance(model, QuantizedModel) else {}
         self.found: dict[str, LayerCount] = {}
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -113,20 +121,23 @@ class _Count(TorchFunctionMode):
                 return explicit_attention(*args, **kwargs)
         result = function(*args, **kwargs)
         if function in (functional.linear, functional.conv2d):
-            self._add_weighted("linear" if function is functional.linear else "conv2d", args[1] if len(args) > 1 else kwargs["weight"], result)
+            kind = "linear" if function is functional.linear else "conv2d"
+            self._add_weighted(kind, args[1] if len(args) > 1 else kwargs["weight"], result)
         elif function in MATMUL:
-            self._add_product(args[0], result)
+            self._add_product(operands_of(args, kwargs)[0], result)
         elif function in (functional.layer_norm, functional.group_norm):
             self._add(LayerCount(self._places.module, "norm", result.numel(), _size(self._here())))
         return result
 
     def _here(self) -> nn.Module:
-        return self._modules_by_name[self._places.module]
+        module: nn.Module = self._modules_by_name[self._places.module]
+        return module
 
     def _add_weighted(self, kind: str, weight: torch.Tensor, result: torch.Tensor) -> None:
         module = self._here()
         per_output = weight[0].numel()
-        count = LayerCount(self._places.module, kind, result.numel() * per_output, _size(module), shape=tuple(weight.shape))
+        macs, shape = result.numel() * per_output, tuple(weight.shape)
+        count = LayerCount(self._places.module, kind, macs, _size(module), shape=shape)
         if isinstance(module, QuantWeighted):
             rounded = module.weight_quantizer
             count = LayerCount(count.name, kind, count.macs, count.parameters, weight.numel() if rounded else 0,
@@ -136,12 +147,14 @@ class _Count(TorchFunctionMode):
     def _add_product(self, left: torch.Tensor, result: torch.Tensor) -> None:
         module, place = self._places.here("matmul")
         names = [operand_name(place, side) for side in ("lhs", "rhs")]
-        rounded = [self._operands[name] if name in self._operands else None for name in names]
-        if not any(rounded):
-            own = [child for child in self._modules_by_name[module].children() if isinstance(child, Quantizer)]
-            rounded = own[:2] if len(own) > 1 else [None, None]
-        name = place.split("#")[0] if module else place
-        self._add(LayerCount(name, "matmul", result.numel() * left.shape[-1], 0, 0, _bits(rounded[1]), _bits(rounded[0])))
+        rounded = [self._operands.get(name) for name in names]
+        products = getattr(self._modules_by_name[module], "products", ())
+        number = int(place.rpartition("#")[2])
+        if number < len(products):
+            rounded = [getattr(self._modules_by_name[module], operand) for operand in products[number]]
+        rounded = [quantizer if isinstance(quantizer, Quantizer) else None for quantizer in rounded]
+        macs = result.numel() * left.shape[-1]
+        self._add(LayerCount(place, "matmul", macs, 0, 0, _bits(rounded[1]), _bits(rounded[0])))
 
     def _add(self, count: LayerCount) -> None:
         before = self.found.get(count.name)

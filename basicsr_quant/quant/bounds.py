@@ -14,7 +14,8 @@ from basicsr_quant.quant.calibrate import named_quantizers
 def bound_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return all lower and upper bounds, in module order, after switching off the gradients of everything else."""
     model.requires_grad_(False)
-    bounds = [bound for _, quantizer in named_quantizers(model) for bound in (quantizer.lower_bound, quantizer.upper_bound)]
+    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    bounds = [bound for quantizer in quantizers for bound in (quantizer.lower_bound, quantizer.upper_bound)]
     for bound in bounds:
         bound.requires_grad_(True)
     return bounds
@@ -27,7 +28,7 @@ def range_scales(model: nn.Module) -> list[torch.Tensor]:
 
 
 class RelativeSteps:
-    """Make an optimizer's steps relative: each parameter moves by its scale times what the optimizer would have moved it.
+    """Make an optimizer's steps relative: each parameter moves by its scale times the optimizer's own step.
 
     Adam's step does not depend on the size of the gradient, so this is Adam on parameter / scale, up to its epsilon.
 
@@ -60,12 +61,12 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 def order_keeper(model: nn.Module, fraction: float) -> Callable[[], None]:
     """Return a function that pushes upper bounds up so that every range keeps ``fraction`` of its present width."""
     quantizers = [quantizer for _, quantizer in named_quantizers(model)]
-    lowers = [quantizer.lower_bound for quantizer in quantizers]
-    uppers = [quantizer.upper_bound for quantizer in quantizers]
+    lowers: list[torch.Tensor] = [quantizer.lower_bound for quantizer in quantizers]
+    uppers: list[torch.Tensor] = [quantizer.upper_bound for quantizer in quantizers]
     widths = [(fraction * (upper - lower)).detach() for lower, upper in zip(lowers, uppers, strict=True)]
 
     @torch.no_grad()
     def keep() -> None:
-        torch._foreach_maximum_(uppers, torch._foreach_add(lowers, widths))
+        torch._foreach_maximum_(uppers, list(torch._foreach_add(lowers, widths)))
 
     return keep

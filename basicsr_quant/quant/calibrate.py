@@ -13,6 +13,7 @@ from basicsr_quant.errors import UserError
 from basicsr_quant.quant.layers.weighted import weighted_layers
 from basicsr_quant.quant.observers.base import Observer, Target
 from basicsr_quant.quant.quantizer import Quantizer, State
+from basicsr_quant.quant.reduction import same_everywhere
 from basicsr_quant.registry import OBSERVERS
 
 logger = logging.getLogger("basicsr_quant")
@@ -40,12 +41,14 @@ class _Watch:
     observer: Observer
     number: int = 0
     at_once: bool = False
+    calls: int = 0
 
     def __call__(self, x: torch.Tensor) -> None:
+        self.calls += 1
         if not self.at_once:
             self.observer.update(x, self.number)
-            return
-        run_passes(self.observer, [x])
+        elif self.calls == 1:
+            run_passes(self.observer, [x])
 
 
 def run_passes(observer: Observer, tensors: Sequence[torch.Tensor]) -> None:
@@ -72,13 +75,14 @@ def make_observer(quantizer: Quantizer, where: str) -> Observer:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Sequence[torch.Tensor], *, forward: Callable[[torch.Tensor], object] | None = None,
+def calibrate(model: nn.Module, batches: Sequence[torch.Tensor], *,
+              forward: Callable[[torch.Tensor], object] | None = None,
               on_progress: Callable[[int, int], None] | None = None, allow_degenerate: bool = False) -> None:
     """Set the bounds of every quantizer and switch them all on.
 
     Weights are observed where they are; activations in forward passes in which nothing is rounded, so that all
     statistics are those of the full-precision network. Observers that need several passes over several batches cost as
-    many forwards; over one batch everything happens in one forward.
+    many forwards; over one batch everything happens in one forward, but for modules that run several times in it.
 
     Args:
         model: Prepared model, in the mode (train or eval) in which it shall be observed.
@@ -88,13 +92,17 @@ def calibrate(model: nn.Module, batches: Sequence[torch.Tensor], *, forward: Cal
         allow_degenerate: Warn, rather than refuse, where bounds are equal or crossed.
 
     Raises:
-        UserError: An observer saw no data, or the bounds of a layer are NaN, equal or crossed.
+        UserError: An observer saw no data, the bounds of a layer are NaN, equal or crossed, or processes have different
+            numbers of batches.
     """
+    if not same_everywhere(len(batches), next(model.parameters()).device):
+        raise UserError("calibration: processes have different numbers of batches; give each the same")
     forward = forward or model
     _calibrate_weights(model)
     weights = {id(layer.weight_quantizer) for _, layer in weighted_layers(model)}
     watches = [_Watch(name, quantizer, make_observer(quantizer, name), at_once=len(batches) == 1)
-               for name, quantizer in named_quantizers(model) if id(quantizer) not in weights and quantizer.followed is None]
+               for name, quantizer in named_quantizers(model)
+               if id(quantizer) not in weights and quantizer.followed is None]
     set_state(model, State.OFF)
     for watch in watches:
         watch.quantizer.state, watch.quantizer.watcher = State.OBSERVE, watch
@@ -124,20 +132,39 @@ def _calibrate_weights(model: nn.Module) -> None:
 
 def _observe(watches: list[_Watch], batches: Sequence[torch.Tensor], forward: Callable[[torch.Tensor], object],
              on_progress: Callable[[int, int], None] | None) -> None:
-    passes = max((watch.observer.passes for watch in watches), default=0) if len(batches) > 1 else 1
+    done = 0
+    if len(batches) == 1:
+        forward(batches[0])
+        done = 1
+        watches = _seen_in_parts(watches)
+    passes = max((watch.observer.passes for watch in watches), default=0)
+    total = done + passes * len(batches)
+    if done and on_progress is not None:
+        on_progress(done, total)
     for number in range(passes):
-        active = [watch for watch in watches if len(batches) == 1 or number < watch.observer.passes]
+        active = [watch for watch in watches if number < watch.observer.passes]
         for watch in watches:
             watch.number = number
             watch.quantizer.state = State.OBSERVE if watch in active else State.OFF
-        for index, batch in enumerate(batches):
+        for batch in batches:
             forward(batch)
+            done += 1
             if on_progress is not None:
-                on_progress(number * len(batches) + index + 1, passes * len(batches))
-        if len(batches) > 1:
-            for watch in active:
-                if watch.observer.seen:
-                    watch.observer.finish(number)
+                on_progress(done, total)
+        for watch in active:
+            if watch.observer.seen:
+                watch.observer.finish(number)
+
+
+def _seen_in_parts(watches: list[_Watch]) -> list[_Watch]:
+    """Switch off all quantizers; return those that saw several tensors in one forward, to be observed in passes."""
+    again = []
+    for watch in watches:
+        watch.quantizer.state = State.OFF
+        if watch.calls > 1:
+            watch.observer, watch.at_once = make_observer(watch.quantizer, watch.name), False
+            again.append(watch)
+    return again
 
 
 def check_bounds(model: nn.Module, source: str, allow_degenerate: bool = False) -> None:

@@ -54,15 +54,21 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def conventions(scale: int) -> list[Convention]:
-    """Return the conventions that apply to a network that enlarges by ``scale``."""
+HONEST = Convention("all parameters, all multiply-accumulates", "nothing left out")
+
+
+def swinir_light_conventions(scale: int) -> list[Convention]:
+    """Return how 2DQuant counts SwinIR-light that enlarges by ``scale``: as published, and with its slips corrected.
+
+    Source: 2DQuant, tables 1 and 2; specification 7.
+    """
+    biases = ("*relative_position_bias_table",)
     return [
-        Convention("all parameters, all multiply-accumulates", "this project"),
-        Convention("2DQuant, with its operation counts corrected", "2DQuant specification 7.2",
-                   skipped_parameters=("*relative_position_bias_table",)),
-        Convention("2DQuant, as published", "2DQuant table 2; counts conv_after_body three-fold and the upsampler as if "
-                   "its output were one image at low resolution",
-                   skipped_parameters=("*relative_position_bias_table",),
+        Convention("2DQuant, with its operation counts corrected", "position bias tables are not counted",
+                   skipped_parameters=biases),
+        Convention("2DQuant, as published", "a third of conv_after_body, and the upsampler as if its output were one "
+                   "image at low resolution",
+                   skipped_parameters=biases,
                    factors={"conv_after_body": 1 / 3, "upsample.0": 1 / scale**2},
                    counted_norms=("*.norm1", "*.norm2", "patch_embed.norm")),
     ]

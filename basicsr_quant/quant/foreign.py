@@ -18,6 +18,8 @@ from basicsr_quant.quant.recipe import Recipe
 
 MATMUL = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm, torch.Tensor.__matmul__}
 SOFTMAX = {torch.softmax, functional.softmax, torch.Tensor.softmax}
+OPERAND_KEYWORDS = ("input", "other", "tensor2", "mat2")
+Visit = Callable[[str, str, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]
 
 
 class Places:
@@ -67,7 +69,7 @@ class Places:
 class _Intercept(TorchFunctionMode):
     """Give ``visit`` the operands of matrix products and softmaxes before they are computed."""
 
-    def __init__(self, places: Places, visit: Callable[[str, str, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]) -> None:
+    def __init__(self, places: Places, visit: Visit) -> None:
         super().__init__()
         self._places, self._visit = places, visit
 
@@ -76,13 +78,17 @@ class _Intercept(TorchFunctionMode):
         if function is functional.scaled_dot_product_attention:
             with self:
                 return explicit_attention(*args, **kwargs)
-        if function in MATMUL:
-            left, right = self._visit(*self._places.here("matmul"), args[:2])
-            return function(left, right, *args[2:], **kwargs)
-        if function in SOFTMAX:
-            (operand,) = self._visit(*self._places.here("softmax"), args[:1])
-            return function(operand, *args[1:], **kwargs)
+        for operation, functions, count in (("matmul", MATMUL, 2), ("softmax", SOFTMAX, 1)):
+            if function in functions:
+                operands = self._visit(*self._places.here(operation), operands_of(args, kwargs)[:count])
+                rest = {name: value for name, value in kwargs.items() if name not in OPERAND_KEYWORDS}
+                return function(*operands, *args[count:], **rest)
         return function(*args, **kwargs)
+
+
+def operands_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the operands of a call, given by position or by keyword, first of all arguments."""
+    return args + tuple(kwargs[name] for name in OPERAND_KEYWORDS if name in kwargs)
 
 
 def operand_name(place: str, side: str) -> str:
@@ -90,9 +96,9 @@ def operand_name(place: str, side: str) -> str:
     return f"{place.replace('.', '/')}:{side}"
 
 
-def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: torch.Tensor | None = None,
-                       dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-                       enable_gqa: bool = False) -> torch.Tensor:
+def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+                       attn_mask: torch.Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False,
+                       scale: float | None = None, enable_gqa: bool = False) -> torch.Tensor:
     """Return scaled-dot-product attention as two matrix products and a softmax, so that their operands can be seen.
 
     Raises:
@@ -109,8 +115,9 @@ def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 class QuantizedModel(nn.Module):
     """A network whose matrix products and softmaxes have quantized operands.
 
-    Quantizers are ``operands.<place>`` with places such as ``blocks.0.attn:matmul#0:lhs``, dots replaced by slashes. Every
-    attribute that is not ours is the network's own. ``torch.compile`` cannot follow the interception and is refused.
+    Quantizers are ``operands.<place>`` with places such as ``blocks.0.attn:matmul#0:lhs``, dots replaced by slashes.
+    Every attribute that is not ours is the network's own. ``torch.compile`` cannot follow the interception:
+    ``compile()`` is refused, and inside somebody else's compiled code this model runs as it is.
 
     Args:
         network: Prepared network.
@@ -124,7 +131,8 @@ class QuantizedModel(nn.Module):
         self._places = Places(network)
 
     @classmethod
-    def record(cls, network: nn.Module, plan: QuantPlan, example_input: torch.Tensor) -> tuple[QuantizedModel, set[int]]:
+    def record(cls, network: nn.Module, plan: QuantPlan,
+               example_input: torch.Tensor) -> tuple[QuantizedModel, set[int]]:
         """Run a network once and put quantizers where ``op:`` lines match; also return the indices of these lines."""
         places = Places(network)
         quantizers: dict[str, Quantizer] = {}
@@ -132,24 +140,30 @@ class QuantizedModel(nn.Module):
         parameter = next(network.parameters())
 
         def visit(module: str, place: str, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            found = plan.recipe_for(module, place.split(":")[-1].split("#")[0])
+            found = plan.recipe_for(module, place.split(":")[-1])
             if found is None:
                 return operands
             used.add(found[0])
             if found[1] is not None:
                 for side, recipe in _sides(found[1]):
-                    quantizers.setdefault(operand_name(place, side), Quantizer(recipe).to(parameter.device, parameter.dtype))
+                    quantizers[operand_name(place, side)] = Quantizer(recipe).to(parameter.device, parameter.dtype)
             return operands
 
         with torch.no_grad(), places.following(), _Intercept(places, visit):
             network(example_input)
         return cls(network, quantizers), used
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("a network quantized by 'op:' lines cannot be compiled; set train:compile=false")
+
+    @torch.compiler.disable(reason="calls are intercepted")  # type: ignore[no-untyped-call, untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network with rounded operands."""
-        if torch.compiler.is_compiling():
-            raise UserError("a network quantized by 'op:' lines cannot be compiled; set train:compile=false")
-
         def visit(module: str, place: str, operands: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
             names = [operand_name(place, side) for side in ("lhs", "rhs")[: len(operands)]]
             return tuple(self.operands[name](operand) if name in self.operands else operand

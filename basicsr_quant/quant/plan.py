@@ -19,7 +19,8 @@ class PlanLine:
 
     Attributes:
         pattern: fnmatch pattern on module names; for an operation, on the name of the module that executes it.
-        operation: ``matmul`` or ``softmax`` for tensors that are no module's input, or None for modules.
+        operation: ``matmul`` or ``softmax`` for tensors that are no module's input, or None for modules. With ``#n`` it
+            is the n-th (from 0) such operation in one call of the module.
         recipe: What to do.
     """
 
@@ -73,9 +74,15 @@ class QuantPlan:
         return any(line.operation and line.recipe for line in self.lines)
 
     def recipe_for(self, name: str, operation: str | None = None) -> tuple[int, Recipe | None] | None:
-        """Return (line index, recipe) of the first line that matches, or None if no line does."""
+        """Return (line index, recipe) of the first line that matches, or None if no line does.
+
+        Args:
+            name: Of a module.
+            operation: ``matmul#1`` and so on, or None for the module itself.
+        """
+        wanted = {operation, operation.partition("#")[0]} if operation else {None}
         for index, line in enumerate(self.lines):
-            if line.operation == operation and fnmatch.fnmatchcase(name, line.pattern):
+            if line.operation in wanted and fnmatch.fnmatchcase(name, line.pattern):
                 return index, line.recipe
         return None
 
@@ -86,8 +93,10 @@ def _parse_line(key: str, value: Any, defaults: Mapping[str, Mapping[str, Any]] 
     if key.startswith("op:"):
         operation, _, pattern = key.removeprefix("op:").partition(" ")
         pattern = pattern.strip() or "*"
-        if operation not in OPERATIONS:
-            raise UserError(f"{where}: unknown operation '{operation}'; known: {', '.join(OPERATIONS)}")
+        kind, number, order = operation.partition("#")
+        if kind not in OPERATIONS or (number and not order.isdecimal()):
+            raise UserError(f"{where}: unknown operation '{operation}'; known: {', '.join(OPERATIONS)}, "
+                            "with #n for the n-th")
     if value is None or value == "none":
         return PlanLine(pattern, None, operation)
     recipe = Recipe.parse(value, where, defaults)
@@ -95,4 +104,8 @@ def _parse_line(key: str, value: Any, defaults: Mapping[str, Mapping[str, Any]] 
     for name in misplaced:
         if getattr(recipe, name) is not None:
             raise UserError(f"{where}: '{name}' belongs to {'modules' if operation else 'op: lines'}")
+    if operation and recipe.split_out > 1:
+        raise UserError(f"{where}: 'split_out' belongs to modules")
+    if operation and operation.startswith("softmax") and recipe.rhs is not None:
+        raise UserError(f"{where}: a softmax has one operand, 'lhs'; its map is an operand of the product that follows")
     return PlanLine(pattern, recipe, operation)

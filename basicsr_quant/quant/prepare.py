@@ -10,6 +10,7 @@ from torch import nn
 from basicsr_quant.errors import UserError
 from basicsr_quant.quant.foreign import QuantizedModel
 from basicsr_quant.quant.layers.table import table
+from basicsr_quant.quant.layers.weighted import QuantWeighted
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.quantizer import Quantizer
 
@@ -17,8 +18,8 @@ from basicsr_quant.quant.quantizer import Quantizer
 def prepare(model: nn.Module, plan: QuantPlan, example_input: torch.Tensor | None = None) -> nn.Module:
     """Swap modules of a model for quantized ones, in place, by the first matching line of the plan.
 
-    Only modules of a registered type (Linear, Conv2d, Operand, and what others registered) can match. The parameters
-    stay the same objects unless a layer is split.
+    Only modules of a registered type (Linear, Conv2d, Operand, and what others registered) inside ``model`` can match.
+    The parameters stay the same objects unless a layer is split.
 
     Args:
         model: Any module; changed in place.
@@ -32,12 +33,12 @@ def prepare(model: nn.Module, plan: QuantPlan, example_input: torch.Tensor | Non
         UserError: A line matches nothing, a module is quantized already or shared, or an example input is missing.
     """
     for name, module in model.named_modules():
-        if isinstance(module, (Quantizer, QuantizedModel)):
+        if isinstance(module, (Quantizer, QuantWeighted, QuantizedModel)):
             raise UserError(f"'{name or type(module).__name__}' is quantized already; prepare a fresh model")
     used: set[int] = set()
     chosen = []
     for name, module in model.named_modules():
-        if type(module) not in table():
+        if type(module) not in table() or not name:
             continue
         found = plan.recipe_for(name)
         if found is not None:
@@ -75,5 +76,6 @@ def _refuse_idle_lines(plan: QuantPlan, used: set[int]) -> None:
         if index not in used:
             shadowed = any(earlier.pattern == line.pattern and earlier.operation == line.operation
                            for earlier in plan.lines[:index])
-            reason = "an earlier line matches all of it" if shadowed else "no quantizable module or operation has such a name"
+            reason = ("an earlier line matches all of it" if shadowed
+                      else "no quantizable module or operation has such a name")
             raise UserError(f"plan line {index + 1} ('{line.key}') matches nothing: {reason}")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from basicsr_quant.quant.grids.base import Grid
 from basicsr_quant.quant.recipe import TensorRecipe
 from basicsr_quant.registry import QUANTIZERS
 
@@ -25,9 +26,9 @@ class State(enum.Enum):
 class Quantizer(nn.Module):
     """Round tensors to 2^bits values between two bounds, or watch them pass.
 
-    The bounds are parameters ``lower_bound`` and ``upper_bound``, NaN until something sets them. In state ``observe`` the
-    tensor goes to ``watcher`` and passes unchanged; ``quantize`` rounds it; ``dynamic`` rounds it to its own minimum and
-    maximum; ``off`` does nothing.
+    The bounds are parameters ``lower_bound`` and ``upper_bound``, NaN until something sets them. In state ``observe``
+    the tensor goes to ``watcher`` and passes unchanged; ``quantize`` rounds it; ``dynamic`` rounds it between its own
+    extremes; ``off`` does nothing.
 
     Args:
         recipe: Bits, grid, granularity, observer.
@@ -38,7 +39,7 @@ class Quantizer(nn.Module):
     def __init__(self, recipe: TensorRecipe, channels: int = 1, dimensions: int = 1) -> None:
         super().__init__()
         self.recipe = recipe
-        self.grid = QUANTIZERS.build(recipe.grid.type, **recipe.grid.arguments)
+        self.grid: Grid = QUANTIZERS.build(recipe.grid.type, **recipe.grid.arguments)
         shape = (channels,) + (1,) * (dimensions - 1) if recipe.per == "channel" else (1,)
         self.lower_bound = nn.Parameter(torch.full(shape, torch.nan))
         self.upper_bound = nn.Parameter(torch.full(shape, torch.nan))
@@ -77,18 +78,15 @@ class Quantizer(nn.Module):
 
     def fake_quantize(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Return ``x`` rounded to the grid between the given bounds."""
-        result: torch.Tensor = self.grid.fake_quantize(x, lower, upper, self.bits)
-        return result
+        return self.grid.fake_quantize(x, lower, upper, self.bits)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Return the codes of ``x`` (uint8)."""
-        codes: torch.Tensor = self.grid.encode(x, self.lower_bound, self.upper_bound, self.bits)
-        return codes
+        return self.grid.encode(x, self.lower_bound, self.upper_bound, self.bits)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Return the values that codes stand for."""
-        values: torch.Tensor = self.grid.decode(codes, self.lower_bound, self.upper_bound, self.bits)
-        return values
+        return self.grid.decode(codes, self.lower_bound, self.upper_bound, self.bits)
 
     def set_bits(self, bits: int) -> None:
         """Change the width of a code, as a checkpoint says."""

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from basicsr_quant.errors import UserError
+from basicsr_quant.quant.grids.base import Grid
+from basicsr_quant.quant.observers.base import Target
 from basicsr_quant.registry import OBSERVERS, QUANTIZERS, nearest
 
 GRANULARITIES = ("tensor", "channel")
@@ -55,7 +57,7 @@ class TensorRecipe:
         """Read ``{bits: 4, grid: float_offset, per: tensor, observer: {...}}``.
 
         Raises:
-            UserError: Unknown key, bits out of range, unknown granularity or name.
+            UserError: Unknown key, bits out of range, unknown granularity or name, arguments that do not suit.
         """
         table = _table(value, cls, where)
         bits = table.get("bits")
@@ -66,8 +68,14 @@ class TensorRecipe:
             raise UserError(f"{where}: per must be one of {', '.join(GRANULARITIES)}, found {per!r}")
         grid = Spec.parse(table.get("grid", "float_offset"), f"{where}:grid")
         observer = Spec.parse(table.get("observer", "minmax"), f"{where}:observer")
-        QUANTIZERS.get(grid.type)
-        OBSERVERS.get(observer.type)
+        try:
+            made: Grid = QUANTIZERS.build(grid.type, **grid.arguments)
+        except (TypeError, ValueError, UserError) as error:
+            raise UserError(f"{where}:grid {grid.describe()}: {error}") from error
+        try:
+            OBSERVERS.build(observer.type, Target(bits, made, None), **observer.arguments)
+        except (TypeError, ValueError, UserError) as error:
+            raise UserError(f"{where}:observer {observer.describe()}: {error}") from error
         return cls(bits, grid, per, observer)
 
 
@@ -113,6 +121,8 @@ class Recipe:
                 given = _table(table[name], TensorRecipe, f"{where}:{name}")
                 default = (defaults or {}).get("weight" if name == "weight" else "activation", {})
                 parts[name] = TensorRecipe.parse({**default, **given}, f"{where}:{name}")
+                if parts[name].per == "channel" and name != "weight":
+                    raise UserError(f"{where}:{name}: only weights have bounds per channel; write 'per: tensor'")
         return cls(split_out=split, **parts)
 
     def as_dict(self) -> dict[str, Any]:

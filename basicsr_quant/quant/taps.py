@@ -38,7 +38,8 @@ class FeatureTaps:
             self._handles.append(module.register_forward_hook(self._keeper(name)))
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -51,7 +52,14 @@ class FeatureTaps:
         return hook
 
     def take(self) -> list[torch.Tensor]:
-        """Return the outputs of the last forward pass."""
+        """Return the outputs of the last forward pass.
+
+        Raises:
+            UserError: A module did not run.
+        """
+        for name in self._modules:
+            if name not in self._outputs:
+                raise UserError(f"feature tap '{name}' is no part of the forward pass; tap a module that is")
         return [self._outputs[name] for name in self._modules]
 
 

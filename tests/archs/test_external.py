@@ -90,19 +90,23 @@ def test_unknown_or_damaged_files_are_one_line(tmp_path: Path, device: str) -> N
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(unknown.read_bytes()[:200])
     incomplete = tmp_path / "incomplete.pth"
-    state = SwinIR(2, img_size=16, depths=[2], embed_dim=12, num_heads=[2]).state_dict()
-    torch.save({name: state[name] for name in list(state)[:-2]}, incomplete)
-    for path, reason in ((unknown, "recognises no"), (damaged, "damaged"), (tmp_path / "none.pth", "not exist"), (incomplete, "weights")):
+    network = SwinIR(2, img_size=16, depths=[2], embed_dim=12, num_heads=[2])
+    state = export_swinir(network.state_dict(), {"img_size": 16})
+    torch.save({name: tensor for name, tensor in state.items() if name != "norm.bias"}, incomplete)
+    reasons = {unknown: "recognises no", damaged: "damaged", incomplete: "cannot be loaded"}
+    reasons[tmp_path / "none.pth"] = "not exist"
+    for path, reason in reasons.items():
         with torch.device(device), pytest.raises(UserError) as raised:
             spandrel_network(str(path))
         assert "\n" not in str(raised.value) and path.name in str(raised.value) and reason in str(raised.value).lower()
 
 
 def test_basicsr_arch_by_name() -> None:
-    pytest.importorskip("basicsr_quant.compat")
-    network = build_network("basicsr:EDSR", {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2, "img_range": 1.0})
+    options = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2, "img_range": 1.0}
+    network = build_network("basicsr:EDSR", options)
     assert network(torch.rand(1, 3, 9, 7)).shape == (1, 3, 18, 14)
-    window = build_network("basicsr:SwinIR", {"depths": [1], "num_heads": [2], "embed_dim": 8, "window_size": 8, "upscale": 2})
+    options = {"depths": [1], "num_heads": [2], "embed_dim": 8, "window_size": 8, "upscale": 2}
+    window = build_network("basicsr:SwinIR", options)
     assert window.window_multiple == 8
 
 

@@ -61,11 +61,16 @@ def test_network_sees_the_padded_image() -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5), st.integers(1, 25))
-def test_tiles_of_a_local_network_equal_the_whole(height: int, width: int, scale: int, layers: int, spare: int, step: int) -> None:
+@given(
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)), scale=st.integers(1, 3), layers=st.integers(1, 3),
+    spare=st.integers(0, 5), step=st.integers(1, 25),
+)
+def test_tiles_of_a_local_network_equal_the_whole(
+    size: tuple[int, int], scale: int, layers: int, spare: int, step: int
+) -> None:
     network = _local_network(scale, layers)
     overlap = 2 * layers + spare
-    image = torch.rand(1, 3, height, width, dtype=torch.float64)
+    image = torch.rand(1, 3, *size, dtype=torch.float64)
     whole = network(image)
     largest = 0
 
@@ -85,7 +90,7 @@ def test_tiles_of_a_window_network_equal_the_whole() -> None:
     network = SwinIR(2, img_size=32, depths=[2], embed_dim=12, num_heads=[3]).double().eval()
     image = torch.rand(1, 3, 75, 90, dtype=torch.float64)
     steps: list[tuple[int, int]] = []
-    assembled = tiled(network, image, 2, 64, 48, device="cpu", on_progress=lambda done, total: steps.append((done, total)))
+    assembled = tiled(network, image, 2, 64, 48, "cpu", lambda done, total: steps.append((done, total)))
     with torch.no_grad():
         torch.testing.assert_close(assembled, network(image), rtol=0, atol=1e-9)
     assert steps == [(index, 6) for index in range(1, 7)]

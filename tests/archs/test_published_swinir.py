@@ -29,7 +29,9 @@ def _shapes(state: dict[str, Tensor]) -> dict[str, list[int]]:
     return {name: list(tensor.shape) for name, tensor in state.items()}
 
 
-def _quantized(state: dict[str, Tensor], split: bool, convolutions: bool = False) -> tuple[dict[str, Tensor], dict[str, int]]:
+def _quantized(
+    state: dict[str, Tensor], split: bool, convolutions: bool = False
+) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Give a state dict the names that prepare() gives."""
     quantized: dict[str, Tensor] = {}
     quantizers: list[str] = []
@@ -41,7 +43,8 @@ def _quantized(state: dict[str, Tensor], split: bool, convolutions: bool = False
                 quantizers += [f"{layer}.parts.{index}.{which}" for which in _BOTH] if kind == "weight" else []
             continue
         quantized[name] = tensor
-        wanted = layer.endswith(("qkv", "proj", "fc1", "fc2")) or (convolutions and layer.startswith("layers.") and layer.endswith(".conv"))
+        convolution = layer.startswith("layers.") and layer.endswith(".conv")
+        wanted = layer.endswith(("qkv", "proj", "fc1", "fc2")) or (convolutions and convolution)
         if kind == "weight" and wanted:
             quantizers += [f"{layer}.{which}" for which in _BOTH]
         if kind == "relative_position_bias_table":
@@ -109,7 +112,8 @@ def test_published_sample_is_imported(fixtures: Path) -> None:
     assert len(published) == 280 and len(bits) == 64 and set(bits.values()) == {4}
     block = "layers.1.residual_group.blocks.0"
     assert state[f"{block}.attn.qkv.parts.2.weight"].shape == (24, 24)
-    torch.testing.assert_close(state[f"{block}.attn.attention_map.upper_bound"], published[f"{block}.attn.mymodule_a.upper_bound"])
+    torch.testing.assert_close(state[f"{block}.attn.attention_map.upper_bound"],
+                               published[f"{block}.attn.mymodule_a.upper_bound"])
     torch.testing.assert_close(state[f"{block}.mlp.fc2.activation_quantizer.lower_bound"],
                                published[f"{block}.mlp.fc2.act_quantizer.lower_bound"])
     _equal(export_2dquant(state, bits, {"img_size": 32}), published)

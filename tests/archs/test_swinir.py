@@ -43,7 +43,8 @@ def test_outputs_and_features_equal_the_published_network(tiny: SwinIR, recorded
     def keep(name: str) -> Any:
         return lambda module, inputs, output: features.__setitem__(name, output)
 
-    hooks = [module.register_forward_hook(keep(name)) for name, module in tiny.named_modules() if f"feat.{name}" in recorded]
+    wanted = {name: module for name, module in tiny.named_modules() if f"feat.{name}" in recorded}
+    hooks = [module.register_forward_hook(keep(name)) for name, module in wanted.items()]
     with torch.no_grad():
         output = tiny(recorded["input_padded"])
     for hook in hooks:
@@ -93,7 +94,9 @@ def _recorded_draws(fixtures: Path, rates: tuple[float, ...], batch: int) -> tup
     return draws.clamp(max=0.999), kept
 
 
-def test_injected_draws_reproduce_the_recorded_decisions(tiny: SwinIR, recorded: dict[str, Tensor], fixtures: Path) -> None:
+def test_injected_draws_reproduce_the_recorded_decisions(
+    tiny: SwinIR, recorded: dict[str, Tensor], fixtures: Path
+) -> None:
     images = recorded["cali_lq"]
     draws, kept = _recorded_draws(fixtures, tiny.drop_path_rates, len(images))
     tiny.train()
@@ -150,12 +153,15 @@ def test_nothing_but_parameters_in_the_state_dict(fixtures: Path) -> None:
 def test_operands_see_what_is_multiplied(tiny: SwinIR, recorded: dict[str, Tensor]) -> None:
     attention = tiny.layers[0].residual_group.blocks[1].attn
     seen: dict[str, Tensor] = {}
-    names = ("query", "key", "value", "attention_map")
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: seen.__setitem__(name, output)
+
     hooks = []
-    for name in names:
+    for name in ("query", "key", "value", "attention_map"):
         operand = attention.get_submodule(name)
         assert isinstance(operand, Operand)
-        hooks.append(operand.register_forward_hook(lambda module, inputs, output, name=name: seen.__setitem__(name, output)))
+        hooks.append(operand.register_forward_hook(keep(name)))
     inputs: list[Tensor] = []
     hooks.append(attention.qkv.register_forward_hook(lambda module, given, output: inputs.append(output)))
     with torch.no_grad():
@@ -189,9 +195,10 @@ def test_family_has_the_names_and_outputs_of_basicsr(upsampler: str, scale: int,
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     ours = SwinIR(**options).eval()
     ours.load_state_dict(import_swinir(theirs.state_dict()), strict=True)
-    image = torch.rand(2, 3, 16, 24)
+    image = torch.rand(2, 3, 16, 24, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(ours(image), theirs(image), rtol=1e-4, atol=1e-4)
+        expected = theirs.double()(image)
+        torch.testing.assert_close(ours.double()(image), expected, rtol=1e-6, atol=1e-6 * float(expected.std()))
 
 
 @pytest.mark.parametrize("change", [
@@ -221,8 +228,8 @@ def test_gradients_equal_finite_differences() -> None:
 
 
 def test_compiled_graph_serves_any_batch() -> None:
-    network = _small().eval()
-    compiled = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=True)
+    network = _small(depths=[2], num_heads=[2]).eval()
+    compiled = torch.compile(network, backend="eager", fullgraph=True, dynamic=True)
     for batch in (3, 2):
         image = torch.rand(batch, 3, 16, 16)
         with torch.no_grad():

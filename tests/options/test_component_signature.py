@@ -67,7 +67,8 @@ def test_wrong_arguments(name: str, arguments: dict[str, Any], message: str) -> 
 
 def test_build() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = Component(type="Adam", arguments={"lr": 0.5, "betas": (0.9, 0.99)}).build(OPTIMIZERS, params=[parameter])
+    adam = Component(type="Adam", arguments={"lr": 0.5, "betas": (0.9, 0.99)})
+    optimizer = adam.build(OPTIMIZERS, params=[parameter])
     assert optimizer.defaults["lr"] == 0.5 and optimizer.defaults["betas"] == (0.9, 0.99)
     assert Component(type="plain", arguments={"first": 1}).build(REGISTRY, second=3) == (1, 3)
     assert Component(type="plain", arguments={"first": 1, "second": 4}).build(REGISTRY, second=3) == (1, 4)

@@ -13,37 +13,37 @@ from basicsr_quant.cli.docs import add_parser, docs, generated
 from basicsr_quant.options.load import datasets_of_phase, effective_yaml, load_options
 from basicsr_quant.options.methods.tdquant import TDQuantOptions
 
-FILES = sorted((Path(__file__).parents[2] / "options").glob("t*/*.yml"))
+FOLDER = Path(__file__).parents[2] / "options"
+SETTINGS = [f"{kind}_x{scale}" for scale in (2, 3, 4) for kind in (
+    "train/train_2DQuant", "test/test_2DQuant", "train/getcalidata_2DQuant", "train/train_SwinIR_light",
+    "test/test_SwinIR_light")]
 
 
-def test_all_settings_have_a_file() -> None:
-    names = {f"{file.parent.name}/{file.stem}" for file in FILES}
-    for scale in (2, 3, 4):
-        assert names >= {f"train/train_2DQuant_x{scale}", f"test/test_2DQuant_x{scale}",
-                         f"train/getcalidata_2DQuant_x{scale}", f"train/train_SwinIR_light_x{scale}",
-                         f"test/test_SwinIR_light_x{scale}"}
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_own_files(file: Path, tmp_path: Path) -> None:
-    text = file.read_text()
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("t[re]*/*.yml")), ids=lambda file: file.stem)
+def test_every_file_loads_and_is_read_back(file: Path, tmp_path: Path) -> None:
     is_train = file.stem.startswith("train")
     options = load_options(file, is_train=is_train)
-    assert text.startswith("# yaml-language-server: $schema=../schema.json\n")
-    assert options.mode == "corrected" and str(options.scale) == file.stem[-1]
     (tmp_path / "effective.yml").write_text(effective_yaml(options))
     assert load_options(tmp_path / "effective.yml", is_train=is_train) == options
-    if is_train:
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_files_of_published_settings(setting: str) -> None:
+    file = FOLDER / f"{setting}.yml"
+    options = load_options(file, is_train="/train_" in setting)
+    assert file.read_text().startswith("# yaml-language-server: $schema=../schema.json\n")
+    assert options.mode == "corrected" and str(options.scale) == setting[-1]
+    if "/train_" in setting:
         (_, train), (_, val) = *datasets_of_phase(options, "train"), *datasets_of_phase(options, "val")
         assert train.exclude_last == val.only_last == 20 and train.dataroot_gt == val.dataroot_gt
-    if file.parent.name == "test":
+    if "/test_" in setting:
         assert all(data.optional for _, data in datasets_of_phase(options, "test"))
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if "train_2DQuant" in file.stem], ids=lambda file: file.stem)
+@pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize(("mode", "iterations", "batch"), [("released", 4000, 16), ("paper", 3000, 32)])
-def test_modes_of_own_files(file: Path, mode: str, iterations: int, batch: int) -> None:
-    options = load_options(file, [f"mode={mode}"])
+def test_modes_of_own_files(scale: int, mode: str, iterations: int, batch: int) -> None:
+    options = load_options(FOLDER / "train" / f"train_2DQuant_x{scale}.yml", [f"mode={mode}"])
     assert isinstance(options, TDQuantOptions) and options.train is not None
     assert options.train.total_iter == iterations and options.datasets["train"].batch_size_per_gpu == batch
 

@@ -72,6 +72,11 @@ def test_unknown_key_names_line_and_nearest(load: Loader) -> None:
     ("quant:weight_observer=dobie", "unknown observer 'dobie' .did you mean 'dobi'"),
     ("quant:weight_observer=5", "'quant:weight_observer' must be a block of keys or a text"),
     ("quant:one_sided_observer={candidates: 4}", "missing key 'quant:one_sided_observer:type' .one of dobi"),
+    ("quant:weight_observer={type: dobi, search: both}", "must be one of two_sided, one_sided, free, not 'both'"),
+    ("quant:weight_observer={type: dobi, target: 3}", "unknown key 'quant:weight_observer:target'"),
+    ("val:metrics:x={type: calculate_psnr, crop_border: wide}", "'val:metrics:x:crop_border' must be an integer"),
+    ("train:pixel_opt={type: L1Loss, loss_wieght: 1}", "unknown key 'train:pixel_opt:loss_wieght' .did you mean 'loss"),
+    ("manual_seed=99999999999999999999", "is not a finite number of ordinary size"),
     ("quant:plan=all", "'quant:plan' must be a list"),
     ("quant:hook_per_block=true", "exactly one must be true"),
     ("quant:hook_per_layer=false", "exactly one must be true"),
@@ -111,7 +116,8 @@ def test_components_without_type_and_missing_blocks(load: Loader, small_options:
 
 
 def test_command_line_over_file_over_preset_over_default(load: Loader, small_options: dict[str, Any]) -> None:
-    options = load(small_options, "mode=paper", "train:accumulation=2", "datasets:val:name=B", "datasets:val:dataroot_lq=b",
+    options = load(small_options, "mode=paper", "train:accumulation=2", "datasets:val:name=B",
+                   "datasets:val:dataroot_lq=b",
                    "val:metrics:psnr={type: calculate_psnr, crop_border: 2}", "logger:wandb:project=\"x=y\"")
     assert options.train.optim_bound.arguments == {"lr": 0.1, "weight_decay": 0.0, "betas": (0.9, 0.999)}
     assert options.train.total_iter == 3000 and options.train.scheduler.arguments["T_max"] == 3000
@@ -143,7 +149,7 @@ def test_a_preset_creates_no_block(load: Loader, small_options: dict[str, Any]) 
     ("paper", ("once", "unit_norm", False, 0.0), ("one_sided", "half_range", "last")),
     ("corrected", ("once", "relative", True, 0.05), ("one_sided", "full_range", "first")),
 ])
-def test_presets(load: Loader, small_options: dict[str, Any], mode: str, learn: tuple[Any, ...], one_sided: Any) -> None:
+def test_presets(load: Loader, small_options: dict[str, Any], mode: str, learn: Any, one_sided: Any) -> None:
     quant = load(small_options, f"mode={mode}").quant
     assert msgspec.structs.astuple(quant.learn) == learn
     assert quant.calibration.train_mode is (mode == "released")
@@ -206,8 +212,9 @@ def test_test_files_need_no_training(load: Loader, small_options: dict[str, Any]
 
 
 def test_command_line() -> None:
-    arguments = parse_arguments(["-opt", "f.yml", "--launcher", "pytorch", "--auto_resume", "--debug", "--local-rank", "1",
-                                 "--force_yml", "a=1", "b:c=x", "--force_yml", "d=2"], is_train=True)
+    arguments = parse_arguments(["-opt", "f.yml", "--launcher", "pytorch", "--auto_resume", "--debug",
+                                 "--local-rank", "1", "--force_yml", "a=1", "b:c=x", "--force_yml", "d=2"],
+                                is_train=True)
     assert (arguments.opt, arguments.launcher, arguments.local_rank) == ("f.yml", "pytorch", 1)
     assert arguments.auto_resume and arguments.debug and arguments.force_yml == ["a=1", "b:c=x", "d=2"]
     assert parse_arguments(["-opt", "f.yml", "--local_rank", "2"], is_train=False).local_rank == 2

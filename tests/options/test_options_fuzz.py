@@ -58,7 +58,7 @@ FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(Heal
 
 @FUZZ
 @given(path=st.sampled_from(PATHS), value=VALUES, rename=st.booleans(), name=st.text(max_size=8), train=st.booleans())
-def test_wrong_values_and_keys(file: Path, path: tuple[str, ...], value: Any, rename: bool, name: str, train: bool) -> None:
+def test_values_and_keys(file: Path, path: tuple[str, ...], value: Any, rename: bool, name: str, train: bool) -> None:
     options = copy.deepcopy(BASE)
     block = options
     for part in path[:-1]:

@@ -111,7 +111,7 @@ def export_2dquant(
         network_options: See :func:`export_swinir`.
 
     Returns:
-        Published names, bounds and ``n_bit`` as (1,) float32, with the network's buffers.
+        Published names, bounds and ``n_bit`` of shape (1,), with the network's buffers.
 
     Raises:
         ValueError: ``bits`` and the quantizers in ``state`` are not the same.
@@ -124,7 +124,7 @@ def export_2dquant(
     for name, tensor in export_swinir(state, network_options).items():
         quantizer, _, last = name.rpartition(".")
         if last in ("lower_bound", "upper_bound"):
-            tensor = tensor.detach().to(torch.float32).reshape(1)
+            tensor = tensor.detach().reshape(1)
         exported[_rename(name, _TO_PUBLISHED)] = tensor
         if last == "upper_bound":
             exported[_rename(quantizer, _TO_PUBLISHED) + ".n_bit"] = torch.tensor([float(bits[quantizer])])

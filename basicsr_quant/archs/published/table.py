@@ -46,7 +46,8 @@ def _same(state: StateDict) -> StateDict:
 
 
 def _split_bits(state: StateDict) -> tuple[StateDict, dict[str, int]]:
-    bits = {name.removesuffix(BITS_SUFFIX): round(float(value)) for name, value in state.items() if name.endswith(BITS_SUFFIX)}
+    bits = {name.removesuffix(BITS_SUFFIX): round(float(value))
+            for name, value in state.items() if name.endswith(BITS_SUFFIX)}
     return {name: value for name, value in state.items() if not name.endswith(BITS_SUFFIX)}, bits
 
 

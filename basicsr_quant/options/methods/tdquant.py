@@ -67,6 +67,8 @@ class QuantOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     one_sided_observer: Annotated[ObserverChoice | None, Meta(
         description="The same for softmax maps and GELU outputs; absent: as activation_observer.",
         extra={"registry": OBSERVERS})] = None
+    allow_degenerate_bounds: Annotated[bool, Meta(
+        description="Warn, rather than refuse, where the bounds of a quantizer are equal or crossed.")] = False
     learn: Annotated[LearnOptions, Meta(description="How bounds are learned.")] = LearnOptions()
 
 
@@ -120,6 +122,10 @@ def check(options: TDQuantOptions, is_train: bool) -> list[Problem]:
             and quant.hook_per_layer == quant.hook_per_block:
         problems.append((("quant", "hook_per_layer"),
                          "and hook_per_block: exactly one must be true when train:feature_loss is set"))
+    if options.train is not None and options.train.feature_loss is not None \
+            and options.train.feature_loss.type != "MSELoss":
+        problems.append((("train", "feature_loss", "type"),
+                         "must be MSELoss; which distance is squared says quant:learn:feature_distance"))
     if quant.bicubic and quant.upscale_only == "bicubic":
         problems.append((("quant", "upscale_only"),
                          "contradicts quant:bicubic, which is bilinear as published; leave one of the two out"))

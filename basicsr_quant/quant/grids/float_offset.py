@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from basicsr_quant.quant.grids.base import working_dtype
 
-def working_dtype(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the tensor in float32, or float64 if it is that; quantization is never done in 16 bits."""
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+def sum_of_products(first: torch.Tensor, second: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Return the sum of ``first * second`` over all dimensions in which ``shape`` has one element."""
+    if shape.numel() == 1:
+        return torch.dot(first.reshape(-1), second.reshape(-1)).reshape(shape)
+    return (first * second).sum_to_size(shape)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -27,15 +31,16 @@ class _FakeQuantize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, lower, upper = ctx.saved_tensors
-        above, below = x >= upper, x <= lower
         grad_x = grad_lower = grad_upper = None
+        clipped = torch.clamp(x, lower, upper)
         if ctx.needs_input_grad[0]:
-            grad_x = gradient * ((x >= lower) & (x <= upper))
+            grad_x = torch.where(x == clipped, gradient, 0.0)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            scaled = torch.clamp(x, lower, upper).sub_(lower).div_((upper - lower) / ctx.levels)
-            residual = torch.round(scaled).sub_(scaled).mul_(gradient).sum_to_size(lower.shape) / ctx.levels
-            grad_upper = (gradient * above).sum_to_size(upper.shape) + residual
-            grad_lower = (gradient * below).sum_to_size(lower.shape) - residual
+            scaled = clipped.sub_(lower).div_((upper - lower) / ctx.levels)
+            residual = torch.round(scaled).sub_(scaled)
+            through_step = sum_of_products(residual, gradient, lower.shape) / ctx.levels
+            grad_upper = sum_of_products(torch.ge(x, upper, out=residual), gradient, upper.shape) + through_step
+            grad_lower = sum_of_products(torch.le(x, lower, out=residual), gradient, lower.shape) - through_step
         return grad_x, grad_lower, grad_upper, None
 
 
@@ -59,15 +64,19 @@ class FloatOffsetGrid:
             upper: As ``lower``.
             bits: 1 to 8.
         """
-        result: torch.Tensor = _FakeQuantize.apply(working_dtype(x), lower, upper, 2**bits - 1)
+        lower, upper = working_dtype(lower), working_dtype(upper)
+        result: torch.Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
+            working_dtype(x), lower, upper, 2**bits - 1)
         return result.to(x.dtype)
 
     def encode(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
         """Return the codes of ``x`` as uint8 in 0 .. 2^bits - 1."""
-        levels = 2**bits - 1
+        lower, upper, levels = working_dtype(lower), working_dtype(upper), 2**bits - 1
         codes = torch.round((torch.clamp(working_dtype(x), lower, upper) - lower) / ((upper - lower) / levels))
         return codes.clamp_(0, levels).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
         """Return the values that codes stand for."""
-        return codes.to(lower.dtype) * ((upper - lower) / (2**bits - 1)) + lower
+        lower, upper = working_dtype(lower), working_dtype(upper)
+        values: torch.Tensor = codes.to(lower.dtype) * ((upper - lower) / (2**bits - 1)) + lower
+        return values

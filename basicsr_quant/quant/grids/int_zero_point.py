@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.autograd.function import once_differentiable
 
-from basicsr_quant.quant.grids.float_offset import working_dtype
+from basicsr_quant.quant.grids.base import working_dtype
 
 SMALLEST_STEP = 1e-8
 
@@ -24,8 +24,11 @@ def step_and_zero_point(lower: torch.Tensor, upper: torch.Tensor, levels: int) -
 
 
 class _FakeQuantize(torch.autograd.Function):
+    """y = d * (clamp(r(x / d) - z, 0, Q) + z), and its straight-through gradients."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, levels: int, full: bool) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, levels: int,
+                full: bool) -> torch.Tensor:
         ctx.save_for_backward(x, lower, upper)
         ctx.levels, ctx.full = levels, full
         step, zero_point = step_and_zero_point(lower, upper, levels)
@@ -50,29 +53,38 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 class IntZeroPointGrid:
-    """x -> d * (clamp(r(x / d) - z, 0, Q) + z), d = (u - l) / Q, z = r(l / d), Q = 2^b - 1, r rounds half away from zero.
+    """x -> d * (clamp(r(x / d) - z, 0, Q) + z), d = (u - l) / Q, z = r(l / d), Q = 2^b - 1.
+
+    r rounds halves away from zero. The step d is at least 1e-8, so equal or crossed bounds give nearly a constant.
 
     Args:
         zero_point_gradient: ``full`` for the complete chain rule through the zero point; ``detached`` for that of the
             released code, which takes the step inside the zero point as a constant.
 
+    Raises:
+        ValueError: Another ``zero_point_gradient``.
+
     Source: PassionSR section "learnable boundary quantizer" as the released code has it.
     """
 
     def __init__(self, zero_point_gradient: Literal["full", "detached"] = "full") -> None:
+        if zero_point_gradient not in ("full", "detached"):
+            raise ValueError(f"zero_point_gradient must be full or detached, found {zero_point_gradient!r}")
         self.full = zero_point_gradient == "full"
 
     def fake_quantize(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
-        """Return ``x`` rounded to the grid, differentiable in ``x`` and both bounds; shapes as in ``FloatOffsetGrid``."""
-        result: torch.Tensor = _FakeQuantize.apply(working_dtype(x), lower, upper, 2**bits - 1, self.full)
+        """Return ``x`` rounded to the grid, differentiable in ``x`` and both bounds; as in ``FloatOffsetGrid``."""
+        lower, upper = working_dtype(lower), working_dtype(upper)
+        result: torch.Tensor = _FakeQuantize.apply(  # type: ignore[no-untyped-call]
+            working_dtype(x), lower, upper, 2**bits - 1, self.full)
         return result.to(x.dtype)
 
     def encode(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
         """Return the codes of ``x`` as uint8 in 0 .. 2^bits - 1."""
-        step, zero_point = step_and_zero_point(lower, upper, 2**bits - 1)
+        step, zero_point = step_and_zero_point(working_dtype(lower), working_dtype(upper), 2**bits - 1)
         return torch.clamp(round_half_away(working_dtype(x) / step) - zero_point, 0, 2**bits - 1).to(torch.uint8)
 
     def decode(self, codes: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> torch.Tensor:
         """Return the values that codes stand for."""
-        step, zero_point = step_and_zero_point(lower, upper, 2**bits - 1)
-        return (codes.to(lower.dtype) + zero_point) * step
+        step, zero_point = step_and_zero_point(working_dtype(lower), working_dtype(upper), 2**bits - 1)
+        return (codes.to(step.dtype) + zero_point) * step

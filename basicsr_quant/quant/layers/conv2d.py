@@ -33,7 +33,8 @@ class QuantConv2d(QuantWeighted):
             UserError: The convolution pads with something other than zeros, or the recipe splits it.
         """
         if module.padding_mode != "zeros":
-            raise UserError(f"a Conv2d with padding_mode '{module.padding_mode}' cannot be quantized; leave it out by 'none'")
+            raise UserError(f"a Conv2d with padding_mode '{module.padding_mode}' cannot be quantized; "
+                            "leave it out by 'none'")
         if recipe.split_out > 1:
             raise UserError("split_out works on Linear layers only")
         return cls(module, recipe)

@@ -50,13 +50,13 @@ class SplitLinear(nn.Module):
             raise UserError(f"split_out: {count} does not divide the {module.out_features} rows of this Linear")
         weights = module.weight.detach().chunk(count)
         biases = module.bias.detach().chunk(count) if module.bias is not None else [None] * count
-        self.parts = nn.ModuleList(
-            QuantLinear(nn.Parameter(weight.clone()), None if bias is None else nn.Parameter(bias.clone()), recipe)
-            for weight, bias in zip(weights, biases, strict=True))
-        first = self.parts[0].activation_quantizer
-        if first is not None:
-            for part in self.parts[1:]:
-                part.activation_quantizer.follow(first)
+        parts = [QuantLinear(nn.Parameter(weight.clone()), None if bias is None else nn.Parameter(bias.clone()), recipe)
+                 for weight, bias in zip(weights, biases, strict=True)]
+        self.parts = nn.ModuleList(parts)
+        first, *others = (part.activation_quantizer for part in parts)
+        for other in others:
+            if first is not None and other is not None:
+                other.follow(first)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out), parts in order on the last axis."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from torch import nn
 
@@ -18,7 +18,7 @@ class FromModule(Protocol):
     """A quantized module class is made from the module that it replaces."""
 
     @classmethod
-    def from_module(cls, module: nn.Module, recipe: Recipe) -> nn.Module:
+    def from_module(cls, module: Any, recipe: Recipe) -> nn.Module:
         """Return the quantized module; it takes over the parameters themselves, not copies."""
 
 
@@ -27,6 +27,7 @@ T = TypeVar("T", bound=FromModule)
 
 def register_quant_module(replaced: type[nn.Module]) -> Callable[[type[T]], type[T]]:
     """Class decorator: modules of exactly the type ``replaced`` are quantized by the decorated class."""
+
     def decorate(cls: type[T]) -> type[T]:
         _TABLE[replaced] = cls.from_module
         return cls
@@ -39,8 +40,3 @@ def table() -> dict[type[nn.Module], Callable[[nn.Module, Recipe], nn.Module]]:
     for name in _BUILT_IN:
         importlib.import_module(f"basicsr_quant.quant.layers.{name}")
     return _TABLE
-
-
-def is_quantizable(module: nn.Module) -> bool:
-    """Return whether modules of this type can be quantized."""
-    return type(module) in table()

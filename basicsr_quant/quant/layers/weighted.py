@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ class QuantWeighted(nn.Module):
         recipe: ``weight`` and ``activation`` parts; None leaves a tensor alone.
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, recipe: Recipe) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, recipe: Recipe) -> None:
         super().__init__()
         self.weight = weight
         self.bias = bias
@@ -51,17 +52,15 @@ def weighted_layers(model: nn.Module) -> Iterator[tuple[str, QuantWeighted]]:
             yield name, module
 
 
-class frozen_weights:  # noqa: N801 (a context manager, used like a function)
+@contextmanager
+def frozen_weights(model: nn.Module) -> Iterator[None]:
     """Context in which every weight is rounded once, for inference with weights that do not change."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._layers = [layer for _, layer in weighted_layers(model)]
-
-    def __enter__(self) -> None:
-        with torch.no_grad():
-            for layer in self._layers:
-                layer.rounded_weight = layer.quantized_weight().detach()
-
-    def __exit__(self, *_: object) -> None:
-        for layer in self._layers:
+    layers = [layer for _, layer in weighted_layers(model)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.rounded_weight = layer.quantized_weight().detach()
+    try:
+        yield
+    finally:
+        for layer in layers:
             layer.rounded_weight = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from basicsr_quant.quant.grids.base import Grid, working_dtype
 from basicsr_quant.quant.reduction import reduce_
 
 
@@ -21,7 +22,7 @@ class Target:
     """
 
     bits: int
-    grid: object
+    grid: Grid
     channel_axis: int | None
 
 
@@ -40,8 +41,10 @@ class Observer(abc.ABC):
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """Return a tensor as (channels, elements), in float32 or float64; one row if the bounds are per tensor."""
-        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        return x.reshape(1, -1) if self.target.channel_axis is None else x.movedim(self.target.channel_axis, 0).flatten(1)
+        x = working_dtype(x)
+        if self.target.channel_axis is None:
+            return x.reshape(1, -1)
+        return x.movedim(self.target.channel_axis, 0).flatten(1)
 
     def update(self, x: torch.Tensor, number: int) -> None:
         """See one tensor in pass ``number`` (from 0)."""
@@ -52,7 +55,7 @@ class Observer(abc.ABC):
     def observe(self, rows: torch.Tensor, number: int) -> None:
         """See (channels, elements) in pass ``number``."""
 
-    def finish(self, number: int) -> None:
+    def finish(self, number: int) -> None:  # noqa: B027 (most observers have nothing to reduce)
         """End a pass; statistics are reduced over the processes here."""
 
     @abc.abstractmethod

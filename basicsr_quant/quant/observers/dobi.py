@@ -74,7 +74,7 @@ class DobiObserver(RangeObserver):
         lowers, uppers = self._finalists
         for finalist in range(lowers.shape[1]):
             lower, upper = lowers[:, finalist, None], uppers[:, finalist, None]
-            for chunk in rows.split(max(2**20 // rows.shape[0], 1), dim=1):
+            for chunk in torch.split(rows, max(2**20 // rows.shape[0], 1), dim=1):
                 rounded = self.target.grid.fake_quantize(chunk, lower, upper, self.target.bits)
                 self._errors[:, finalist] += (chunk - rounded).double().square_().sum(1)
 
@@ -96,7 +96,7 @@ class DobiObserver(RangeObserver):
         assert self._histogram is not None
         levels = 2**self.target.bits - 1
         size = max(2**22 // (lower.shape[0] * (levels + 1)), 1)
-        groups = zip(lower.split(size, dim=1), upper.split(size, dim=1), strict=True)
+        groups = zip(torch.split(lower, size, dim=1), torch.split(upper, size, dim=1), strict=True)
         return torch.cat([self._histogram.squared_error(low, high, levels) for low, high in groups], dim=1)
 
     def bounds(self) -> tuple[torch.Tensor, torch.Tensor]:

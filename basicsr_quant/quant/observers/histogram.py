@@ -34,7 +34,7 @@ class Histogram:
         offset = torch.arange(channels, device=rows.device)[:, None] * self.bins
         scale = (1 / self.width).to(rows.dtype)[:, None]
         start = self.minimum.to(rows.dtype)[:, None]
-        for chunk in rows.split(columns, dim=1):
+        for chunk in torch.split(rows, columns, dim=1):
             index = ((chunk - start) * scale).long().clamp_(0, self.bins - 1).add_(offset).reshape(-1)
             values = chunk.reshape(-1).double()
             size = channels * self.bins

@@ -1,0 +1,117 @@
+"""A table as data: cells, each an option file to train with and one to test with, under overrides."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from basicsr_quant.errors import UserError
+from basicsr_quant.options.source import read_tree
+
+Value = str | int | float
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run of ``train.py`` or ``test.py``."""
+
+    opt: Annotated[str, Meta(description="Option file.")]
+    force: Annotated[list[str], Meta(description="Settings of --force_yml.")] = []
+
+
+class CellTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One or more cells; ``{key}`` in any text stands for a value of ``each``."""
+
+    labels: Annotated[dict[str, Value], Meta(description="What the cell is, by column.")]
+    each: Annotated[dict[str, list[Value]], Meta(description="Key -> values; one cell for every combination.")] = {}
+    train: Annotated[Step | None, Meta(description="How its weights are made; absent: none are.")] = None
+    test: Annotated[Step, Meta(description="How it is measured.")]
+    published: Annotated[dict[str, Value], Meta(description="Column -> value that finds the published number.")] = {}
+
+
+class TableFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file under ``options/tables``."""
+
+    name: Annotated[str, Meta(description="Name of the result folder.", pattern=r"^\w+$")]
+    title: Annotated[str, Meta(description="Heading of the table.")]
+    protocol: Annotated[str, Meta(description="How the numbers are measured, printed beside them.")]
+    published: Annotated[str | None, Meta(description="CSV of published numbers, in the package.")] = None
+    settings: Annotated[dict[str, Value], Meta(description="Values of {key} in all cells; --set replaces them.")] = {}
+    budgets: Annotated[dict[str, dict[str, Value]], Meta(description="Name -> settings of another run.")] = {}
+    cells: Annotated[list[CellTemplate], Meta(description="The cells.")]
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True):
+    """One cell with everything filled in."""
+
+    labels: dict[str, Value]
+    train: Step | None
+    test: Step
+    published: dict[str, Value]
+
+    @property
+    def name(self) -> str:
+        """Folder name made of the labels."""
+        return "-".join(str(value).replace(" ", "_").replace("/", "_") for value in self.labels.values())
+
+
+def read_table(path: str | Path) -> TableFile:
+    """Read and check a table file.
+
+    Raises:
+        UserError: Names the file and what is wrong.
+    """
+    tree = read_tree(path)
+    try:
+        return msgspec.convert(tree.values, TableFile, strict=False)
+    except msgspec.ValidationError as error:
+        raise UserError(f"'{path}': {error}") from error
+
+
+def expand(table: TableFile, settings: Mapping[str, Value]) -> Iterator[Cell]:
+    """Yield the cells of a table, in order.
+
+    Args:
+        table: The file.
+        settings: Values of ``{key}`` that win over the file's.
+
+    Raises:
+        UserError: A ``{key}`` has no value.
+    """
+    for template in table.cells:
+        keys = list(template.each)
+        for values in itertools.product(*template.each.values()):
+            known = {**table.settings, **settings, **dict(zip(keys, values, strict=True))}
+            yield Cell(labels=_fill(template.labels, known), train=_step(template.train, known),
+                       test=_required(template.test, known), published=_fill(template.published, known))
+
+
+def protocol_of(table: TableFile, settings: Mapping[str, Value]) -> str:
+    """Return the table's protocol with its settings filled in."""
+    return _format(table.protocol, {**table.settings, **settings})
+
+
+def _required(step: Step, known: Mapping[str, Value]) -> Step:
+    return Step(opt=_format(step.opt, known), force=[_format(item, known) for item in step.force])
+
+
+def _step(step: Step | None, known: Mapping[str, Value]) -> Step | None:
+    return None if step is None else _required(step, known)
+
+
+def _fill(table: Mapping[str, Value], known: Mapping[str, Value]) -> dict[str, Value]:
+    return {key: _format(value, known) if isinstance(value, str) else value for key, value in table.items()}
+
+
+def _format(text: str, known: Mapping[str, Any]) -> str:
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in known:
+            raise UserError(f"table: '{text}' holds {match[0]}, which has no value; give it by --set {match[1]}=value")
+        return str(known[match[1]])
+
+    return re.sub(r"\{(\w+)\}", value, text)

@@ -1,0 +1,143 @@
+"""Filling a table: each cell is run once and kept under the digest of everything that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from basicsr_quant import __version__
+from basicsr_quant.errors import UserError
+from basicsr_quant.io.atomic import write_text
+from basicsr_quant.io.weights import file_digest
+from basicsr_quant.options.load import effective_yaml, load_options
+from basicsr_quant.report.cells import Cell, Step, TableFile
+
+logger = logging.getLogger("basicsr_quant")
+
+ROOT = Path("results/tables")
+
+
+class TableRun:
+    """The cells of a table and what is known of them.
+
+    Args:
+        table: The file.
+        cells: Its cells, filled in.
+        protocol: How they are measured.
+        datasets: Names of the test sets to measure on; none for all.
+        root: Where results are kept.
+    """
+
+    def __init__(self, table: TableFile, cells: Iterable[Cell], protocol: str, datasets: Sequence[str] = (),
+                 root: Path = ROOT) -> None:
+        self.table, self.protocol, self.datasets = table, protocol, tuple(datasets)
+        self.cells = list(cells)
+        self.folder = root / table.name
+
+    def run(self) -> list[str]:
+        """Run every cell that is not there yet; return one line for each that failed."""
+        failures = []
+        for number, cell in enumerate(self.cells, 1):
+            logger.info("cell %d/%d: %s", number, len(self.cells), cell.name)
+            try:
+                if self.result(cell) is None:
+                    self._run_cell(cell)
+            except UserError as error:
+                logger.warning("cell '%s': %s", cell.name, error)
+                failures.append(f"{cell.name}: {error}")
+        return failures
+
+    def result(self, cell: Cell) -> dict[str, Any] | None:
+        """Return what is known of a cell, or None if it was not run with these options and weights."""
+        path = self._file(cell)
+        if not path.is_file():
+            return None
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content if content["digest"] == self._digest(cell) else None
+
+    def _file(self, cell: Cell) -> Path:
+        return self.folder / f"{'-'.join([cell.name, *self.datasets])}.json"
+
+    def _run_cell(self, cell: Cell) -> None:
+        digest = self._digest(cell)
+        began = time.monotonic()
+        if cell.train is not None:
+            _python("train.py", cell.train, self._settings(cell, "train"), ["--auto_resume"])
+        trained = time.monotonic() - began
+        _python("test.py", cell.test, self._settings(cell, "test"), [])
+        metrics = json.loads((self.folder / "runs" / cell.name / "metrics.json").read_text())
+        content = {
+            "digest": digest, "labels": cell.labels,
+            "metrics": {name: entry["mean"] for name, entry in metrics.items()},
+            "train_minutes": trained / 60, "minutes": (time.monotonic() - began) / 60,
+            "versions": {"basicsr_quant": __version__, "python": platform.python_version(), "revision": _revision()},
+        }
+        write_text(self._file(cell), json.dumps(content, indent=1))
+
+    def _settings(self, cell: Cell, phase: str) -> list[str]:
+        """Return the settings that put a cell's files into the table's folder."""
+        if phase == "train":
+            return [f"name={cell.name}", f"path:experiments_root={self.folder / 'experiments'}",
+                    f"path:tb_root={self.folder / 'tb_logger'}"]
+        weights = self.folder / "experiments" / cell.name / "models" / "net_Q_latest.pth"
+        sets = [f"val:test_sets=[{', '.join(self.datasets)}]"] if self.datasets else []
+        made = [f"path:pretrain_network_Q={weights}"] if cell.train is not None else []
+        return [f"name={cell.name}", f"path:results_root={self.folder / 'runs'}", *sets, *made]
+
+    def _digest(self, cell: Cell) -> str:
+        """Hash the effective options of both steps and the contents of the weight files that they name."""
+        hashed = hashlib.sha256()
+        for phase, step in (("train", cell.train), ("test", cell.test)):
+            if step is None:
+                continue
+            options = load_options(step.opt, [*step.force, *self._settings(cell, phase)], is_train=phase == "train")
+            hashed.update(effective_yaml(options).encode())
+            made = str(self.folder / "experiments")
+            for name in _weight_files(options):
+                if not name.startswith(made):
+                    hashed.update(file_digest(name).encode() if Path(name).is_file() else b"absent")
+        return hashed.hexdigest()
+
+
+def _weight_files(options: Any) -> list[str]:
+    """Return the files that the options name under ``pretrain_*``, ``cali_data`` and ``weights``."""
+    found = [getattr(options.path, field) for field in options.path.__struct_fields__ if field.startswith("pretrain_")]
+    found.append(getattr(getattr(options, "pathFP", None), "pretrain_network_FP", None))
+    found.append(getattr(options, "cali_data", None))
+    network = getattr(options, "network_Q", None)
+    found.append(network.arguments.get("weights") if network is not None else None)
+    return sorted(str(name) for name in found if name)
+
+
+def _python(script: str, step: Step, settings: list[str], extra: list[str]) -> None:
+    command = [sys.executable, script, "-opt", step.opt, *extra, "--force_yml", *step.force, *settings]
+    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    if finished.returncode:
+        lines = finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"]
+        raise UserError(f"{script}: {lines[-1].removeprefix('error: ')}")
+
+
+def _revision() -> str:
+    """Return the commit of the checkout, or an empty text outside one."""
+    finished = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True)
+    return finished.stdout.strip()
+
+
+def select(cells: Iterable[Cell], wanted: Mapping[str, str]) -> list[Cell]:
+    """Return the cells whose labels have the wanted values.
+
+    Raises:
+        UserError: No cell has them.
+    """
+    found = [cell for cell in cells if all(str(cell.labels.get(key)) == value for key, value in wanted.items())]
+    if not found:
+        raise UserError(f"table: no cell has {', '.join(f'{key}={value}' for key, value in wanted.items())}")
+    return found
