@@ -22,6 +22,7 @@ from basicsr_quant.io.images import to_image, write_image
 from basicsr_quant.io.progress import track
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.component import MetricOptions
+from basicsr_quant.quant.layers.weighted import frozen_weights
 from basicsr_quant.registry import METRICS
 
 logger = logging.getLogger("basicsr_quant")
@@ -84,23 +85,25 @@ def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Proc
     options = model.options.val
     assert options is not None
     began = time.monotonic()
+    restoring = network if network is not None else model.network
     rows: dict[str, dict[str, float]] = {}
     failures: list[str] = []
     shard: Iterable[int] = range(process.rank, len(dataset), process.world_size)
-    for index in track(shard, f"restoring {name}") if process.is_main and options.pbar else shard:
-        try:
-            sample = dataset[index]
-            restored = model.restore(sample["lq"][None], network)[0]
-            if not torch.isfinite(restored).all():
-                raise UserError(f"'{sample['lq_path']}': {_cause(network or model.network)}")
-            if image_folder is not None:
-                stem = sample["name"] + (f"_{suffix}" if suffix else "")
-                write_image(image_folder / f"{stem}.png", to_image(restored))
-            if "gt" in sample:
-                rows[sample["name"]] = measure(restored, sample["gt"], options.metrics)
-        except UserError as error:
-            logger.warning("%s", error)
-            failures.append(str(error))
+    with frozen_weights(restoring):
+        for index in track(shard, f"restoring {name}") if process.is_main and options.pbar else shard:
+            try:
+                sample = dataset[index]
+                restored = model.restore(sample["lq"][None], restoring)[0]
+                if not torch.isfinite(restored).all():
+                    raise UserError(f"'{sample['lq_path']}': {_cause(restoring)}")
+                if image_folder is not None:
+                    stem = sample["name"] + (f"_{suffix}" if suffix else "")
+                    write_image(image_folder / f"{stem}.png", to_image(restored))
+                if "gt" in sample:
+                    rows[sample["name"]] = measure(restored, sample["gt"], options.metrics)
+            except UserError as error:
+                logger.warning("%s", error)
+                failures.append(str(error))
     merged = {image: row for part in process.gather(rows) for image, row in part.items()}
     failures = [failure for part in process.gather(failures) for failure in part]
     if failures:

@@ -88,6 +88,11 @@ class RestorationModel(abc.ABC):
     def prepare_testing(self) -> None:  # noqa: B027 (most methods need nothing)
         """Do what comes between loading and the first test image."""
 
+    @property
+    def self_ensemble(self) -> bool:
+        """Whether images are restored as the average over eight flips and rotations."""
+        return self.options.val is not None and self.options.val.self_ensemble
+
     @abc.abstractmethod
     def stage(self) -> Stage:
         """Return the training stage."""
@@ -126,7 +131,7 @@ class RestorationModel(abc.ABC):
             return run_padded(network, tile.to(self.device, dtype), self.options.scale,
                               getattr(network, "window_multiple", 1), getattr(network, "minimum_size", 0))
 
-        function = (lambda tile: self_ensemble(run, tile)) if options is not None and options.self_ensemble else run
+        function = (lambda tile: self_ensemble(run, tile)) if self.self_ensemble else run
         with torch.inference_mode():
             if options is not None and options.tile:
                 return tiled(function, image, self.options.scale, options.tile, options.tile_overlap).float()

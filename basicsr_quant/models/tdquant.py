@@ -72,6 +72,11 @@ class TDQuantModel(RestorationModel):
         """Bounds are learned in eval mode."""
         return False
 
+    @property
+    def self_ensemble(self) -> bool:
+        """Asked for by ``val:self_ensemble``, or by the published ``quant:self_ensamble``."""
+        return super().self_ensemble or self.options.quant.self_ensamble
+
     def _build(self) -> nn.Module:
         component = self.options.network_Q
         return build_network(component.type, component.arguments).to(self.device, self.dtype).eval()

@@ -34,7 +34,7 @@ TRAIN_OPTIONS = "options/train/train_2DQuant_quickstart.yml"
 TEST_OPTIONS = "options/test/test_2DQuant_quickstart.yml"
 MINMAX = ("quant:weight_observer=minmax", "quant:activation_observer=minmax", "quant:one_sided_observer=null")
 CROP = 96
-PROTOCOL = "PSNR and SSIM on Y, border 4, mean over four photographs"
+PROTOCOL = "PSNR and SSIM on Y, border 4, mean over the photographs"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Row:
     seconds: float
 
 
-def make_data() -> None:
+def make_data(test_images: Sequence[str] = TEST_IMAGES) -> None:
     """Write HR and LR images of the sample photographs; the stereo pair is for calibration, the others for tests."""
     import skimage.data
 
     left, right, _ = skimage.data.stereo_motorcycle()
     groups = {"train": {"motorcycle_left": left, "motorcycle_right": right},
-              "test": {name: getattr(skimage.data, name)() for name in TEST_IMAGES}}
+              "test": {name: getattr(skimage.data, name)() for name in test_images}}
     for group, images in groups.items():
         for name, image in images.items():
             image = np.ascontiguousarray(image[..., :3])
@@ -101,11 +101,12 @@ def count() -> Account:
         return account(MODELS.get(options.model_type).skeleton(options), (1, 3, 64, 64))
 
 
-def quickstart(extra: Sequence[str] = ()) -> list[Row]:
+def quickstart(extra: Sequence[str] = (), test_images: Sequence[str] = TEST_IMAGES) -> list[Row]:
     """Make data, calibrate, learn, test, and write table, images and ``results/quickstart/report.json``.
 
     Args:
         extra: Settings for every command, ``key=value``.
+        test_images: Names of photographs in ``skimage.data``.
 
     Returns:
         The table's rows.
@@ -114,7 +115,7 @@ def quickstart(extra: Sequence[str] = ()) -> list[Row]:
         if not Path(needed).is_file():
             raise UserError(f"'{needed}' is not here; run the quickstart from the root of the repository")
     logger.info("1/4 sample photographs and their bicubic LR images")
-    make_data()
+    make_data(test_images)
     run(["-m", "basicsr_quant", "calibration-data", "-opt", TRAIN_OPTIONS, "--force_yml",
          f"cali_data_save_path={CALIBRATION}", *extra])
     logger.info("2/4 2DQuant at 3 bits: bound search, then a short distillation")
@@ -136,7 +137,7 @@ def quickstart(extra: Sequence[str] = ()) -> list[Row]:
         seconds += trained if method == "2DQuant" else 0
         rows.append(Row(method, metrics["psnr"], metrics["ssim"], sizes.get(method, counted.packed_bytes), seconds))
     logger.info("4/4 report")
-    for name in TEST_IMAGES:
+    for name in test_images:
         write_image(RESULTS / f"{name}_crops.png", side_by_side(name, list(runs)))
     report = {"protocol": PROTOCOL, "bits": 3, "rows": [asdict(row) for row in rows]}
     write_text(RESULTS / "report.json", json.dumps(report, indent=1))

@@ -119,10 +119,14 @@ def _weight_files(options: Any) -> list[str]:
 
 def _python(script: str, step: Step, settings: list[str], extra: list[str]) -> None:
     command = [sys.executable, script, "-opt", step.opt, *extra, "--force_yml", *step.force, *settings]
-    finished = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
-    if finished.returncode:
-        lines = finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"]
-        raise UserError(f"{script}: {lines[-1].removeprefix('error: ')}")
+    last = ""
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            sys.stderr.write(line)
+            last = line.strip() or last
+    if process.returncode:
+        raise UserError(f"{script}: {last.removeprefix('error: ') or f'exit code {process.returncode}'}")
 
 
 def _revision() -> str:

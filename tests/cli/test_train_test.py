@@ -182,3 +182,24 @@ def test_folders_may_lie_anywhere(workshop: Workshop, tmp_path: Path) -> None:
                                          "dataroot_lq": str(tmp_path / "else where/set/LR")}
     assert workshop.train(workshop.fp, "train:total_iter=1", "path:experiments_root=out/runs") == 0
     assert (workshop.folder / "out/runs/fp/models/net_g_1.pth").is_file()
+
+
+def test_chosen_test_sets(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    tested = test_options(workshop.dqc, "weights/fp.pth") | {"quant": {"upscale_only": "bicubic"}}
+    tested["datasets"]["test_2"] = {**tested["datasets"]["test_1"], "name": "again"}
+    assert workshop.test(tested, "val:test_sets=[again]") == 0
+    assert set(json.loads((workshop.folder / f"results/{tested['name']}/metrics.json").read_text())) == {"again"}
+    capfd.readouterr()
+    assert workshop.test(tested, "val:test_sets=[agian]") == 2
+    assert error_lines(capfd.readouterr().err) == ["error: val:test_sets: no test set is called 'agian' "
+                                                   "(did you mean 'again'?)"]
+
+
+def test_published_spelling_of_self_ensemble(workshop: Workshop) -> None:
+    tested = test_options(workshop.dqc, "weights/fp.pth") | {"pathFP": {"pretrain_network_FP": "weights/fp.pth"}}
+    means = []
+    for name, force in (("plain", "quant:self_ensamble=false"), ("published", "quant:self_ensamble=true"),
+                        ("ours", "val:self_ensemble=true")):
+        assert workshop.test(tested, "quant:fp_test=true", force, f"name={name}") == 0
+        means.append(json.loads((workshop.folder / f"results/{name}/metrics.json").read_text())["val"]["mean"]["psnr"])
+    assert means[1] == means[2] != means[0]

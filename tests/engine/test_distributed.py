@@ -28,7 +28,7 @@ options = load_options(arguments.opt, arguments.force_yml)
 with processes(arguments.launcher, 0, None, "gloo", 29500) as process:
     torch.manual_seed(process.rank)  # what is calibrated owes nothing to the process's own generator
     model = TDQuantModel(options, process.device)
-    model.load_pretrained()
+    model.load_pretrained(training=True)
     model.prepare_training(build_dataset(options.datasets["train"], 2, "train", 0, "train", False))
     mine = [(name, q.lower_bound.tolist(), q.upper_bound.tolist()) for name, q in named_quantizers(model.network)]
     first, second = process.gather(mine)

@@ -23,7 +23,7 @@ def ready(workshop: Workshop, options: dict[str, Any], *force: str) -> Restorati
     """A model at the beginning of its stage."""
     typed = load_options(workshop.write(options), force)
     model: RestorationModel = MODELS.build(typed.model_type, typed, CPU)
-    model.load_pretrained()
+    model.load_pretrained(training=True)
     model.prepare_training(build_dataset(typed.datasets["train"], 2, "train", 0, "train", model.needs_ground_truth))
     return model
 

@@ -1,0 +1,1 @@
+"""Benchmarks: one module each, with ``HELP``, ``add_arguments(parser)`` and ``run(arguments) -> Report``."""

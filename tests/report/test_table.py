@@ -1,0 +1,107 @@
+"""Tables: cells from a file, run once each, shown beside published numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from workshop import Workshop, test_options
+
+from basicsr_quant.cli.main import main
+from basicsr_quant.errors import UserError
+from basicsr_quant.options.load import load_options
+from basicsr_quant.report.cells import expand, read_table
+from basicsr_quant.report.markdown import published_numbers
+from basicsr_quant.report.table import select
+
+TABLES = sorted((Path(__file__).parents[2] / "options" / "tables").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_shipped_tables_load(path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    table = read_table(path)
+    cells = list(expand(table, {}))
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in cells:
+        load_options(cell.test.opt, cell.test.force, is_train=False)
+        if cell.train is not None:
+            load_options(cell.train.opt, cell.train.force, is_train=True)
+
+
+def test_published_numbers_are_the_papers() -> None:
+    rows = published_numbers("2dquant_table3.csv")
+    assert len(rows) == 265
+    wanted = {"scale": "4", "bit": "2", "method": "2DQuant", "dataset": "Set5", "psnr": "29.53"}
+    assert [row for row in rows if wanted.items() <= row.items()]
+
+
+@pytest.fixture
+def place(workshop: Workshop, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    for name in ("train.py", "test.py"):
+        shutil.copy(repository / name, workshop.folder)
+    monkeypatch.chdir(workshop.folder)
+    monkeypatch.setenv("PYTHONPATH", str(repository))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    workshop.write(workshop.dqc, "train_it")
+    workshop.write(test_options(workshop.dqc, "weights/fp.pth") | {"pathFP": {"pretrain_network_FP": "weights/fp.pth"}},
+                   "test_it")
+    return workshop
+
+
+def table_file(folder: Path, **changes: Any) -> str:
+    cells = [
+        {"labels": {"method": "FP", "bit": 32}, "test": {"opt": "test_it.yml", "force": ["quant:fp_test=true"]}},
+        {"labels": {"method": "broken", "bit": 3}, "test": {"opt": "test_it.yml", "force": ["bit=3"]}},
+        {"labels": {"method": "2DQuant", "bit": "{bit}"}, "each": {"bit": [3, 4]},
+         "train": {"opt": "train_it.yml", "force": ["bit={bit}", "train:total_iter={iterations}"]},
+         "test": {"opt": "test_it.yml", "force": ["bit={bit}"]}},
+    ]
+    content = {"name": "small", "title": "Small", "protocol": "{iterations} iterations", "settings": {"iterations": 4},
+               "budgets": {"less": {"iterations": 2}}, "cells": cells, **changes}
+    path = folder / "small.yml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+def test_cells_run_once_and_failures_stop_nothing(place: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    path = table_file(place.folder)
+    assert main(["table", "run", path, "--markdown", "table.md", "--csv", "table.csv"]) == 2
+    output = capsys.readouterr()
+    assert "1 of 4 cells failed" in output.err and "cali_data is missing" in output.err
+    assert "4 iterations" in output.out and "| broken | 3 |  | not run |" in output.out
+    assert (place.folder / "table.md").read_text() in output.out
+    results = place.folder / "results" / "tables" / "small"
+    stamps = {file.name: file.stat().st_mtime_ns for file in results.glob("*.json")}
+    assert set(stamps) == {"FP-32.json", "2DQuant-3.json", "2DQuant-4.json"}
+    content = json.loads((results / "2DQuant-3.json").read_text())
+    assert set(content["metrics"]["val"]) == {"psnr", "ssim"} and content["minutes"] >= content["train_minutes"] > 0
+
+    assert main(["table", "run", path]) == 2
+    assert {file.name: file.stat().st_mtime_ns for file in results.glob("*.json")} == stamps
+    assert main(["table", "run", path, "--budget", "less", "--cells", "method=2DQuant,bit=3"]) == 0
+    assert results.joinpath("2DQuant-3.json").stat().st_mtime_ns != stamps["2DQuant-3.json"]
+    capsys.readouterr()
+    assert main(["table", "show", path, "--cells", "bit=3"]) == 0
+    assert "| 2DQuant | 3 | not run |" in capsys.readouterr().out
+
+
+def test_bad_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="small.yml"):
+        read_table(table_file(tmp_path, colour="red"))
+    table = read_table(table_file(tmp_path, settings={}))
+    with pytest.raises(UserError, match="iterations"):
+        list(expand(table, {}))
+    cells = list(expand(table, {"iterations": 1}))
+    assert [cell.name for cell in select(cells, {"bit": "4"})] == ["2DQuant-4"]
+    with pytest.raises(UserError, match="no cell has bit=7"):
+        select(cells, {"bit": "7"})
+    assert main(["table", "show", "nothing"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["table", "show", table_file(tmp_path), "--budget", "huge"]) == 2
+    assert "known: less" in capsys.readouterr().err
