@@ -73,6 +73,9 @@ class Registry:
 ARCHS = Registry("network", {
     "SwinIR": "basicsr_quant.archs.swinir:SwinIR",
     "spandrel": "basicsr_quant.archs.external:spandrel_network",
+    "BIDiffSRUNet": "basicsr_quant.archs.bi_diffsr_unet:BIDiffSRUNet",
+    "BinaryBaselineUNet": "basicsr_quant.archs.binary_baseline_unet:BinaryBaselineUNet",
+    "SR3UNet": "basicsr_quant.archs.sr3_unet:SR3UNet",
 })
 MODELS = Registry("model_type", {
     "SRModel": "basicsr_quant.models.sr:SRModel",
@@ -87,6 +90,15 @@ OBSERVERS = Registry("observer", {
 QUANTIZERS = Registry("quantization grid", {
     "float_offset": "basicsr_quant.quant.grids.float_offset:FloatOffsetGrid",
     "int_zero_point": "basicsr_quant.quant.grids.int_zero_point:IntZeroPointGrid",
+})
+BINARIZERS = Registry("binarizer", {
+    "bi_conv": "basicsr_quant.quant.binary.binarizers:bi_conv",
+    "bbcu": "basicsr_quant.quant.binary.binarizers:bi_conv",
+    "bnn": "basicsr_quant.quant.binary.binarizers:bnn",
+    "dorefa": "basicsr_quant.quant.binary.binarizers:dorefa",
+    "xnor_net": "basicsr_quant.quant.binary.binarizers:xnor_net",
+    "ir_net": "basicsr_quant.quant.binary.binarizers:ir_net",
+    "react_net": "basicsr_quant.quant.binary.binarizers:react_net",
 })
 DATASETS = Registry("data set type", {
     "PairedImageDataset": "basicsr_quant.data.paired:PairedImageDataset",

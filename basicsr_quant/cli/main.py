@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from basicsr_quant.engine.experiment import start_logging
 from basicsr_quant.errors import UserError
 
-VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart", "table")
+VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart", "table", "bench")
 
 
 def guarded(function: Callable[[], int | None]) -> int:

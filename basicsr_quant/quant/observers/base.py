@@ -76,7 +76,7 @@ class RangeObserver(Observer):
         if number:
             self.examine(rows, number)
             return
-        low, high = torch.aminmax(rows, dim=1)
+        low, high = (part.reshape(-1) for part in torch.aminmax(rows)) if len(rows) == 1 else torch.aminmax(rows, dim=1)
         self.minimum = torch.minimum(self.minimum, low) if self.minimum.numel() else low
         self.maximum = torch.maximum(self.maximum, high) if self.maximum.numel() else high
 

@@ -6,19 +6,23 @@ from typing import Literal
 
 import torch
 
+from basicsr_quant.quant.grids.float_offset import FloatOffsetGrid
+from basicsr_quant.quant.observers import fast_histogram
 from basicsr_quant.quant.observers.base import RangeObserver, Target
-from basicsr_quant.quant.observers.histogram import Histogram
+from basicsr_quant.quant.observers.histogram import Histogram, chunks
 from basicsr_quant.quant.reduction import reduce_
 
 BINS = 4096
 FINALISTS = 3
+TIE = 1e-6
 
 
 class DobiObserver(RangeObserver):
     """Distribution-oriented bound initialisation, in three passes: extremes, histogram, exact score of the finalists.
 
-    Candidates move inwards from minimum and maximum in equal steps. The histogram ranks all of them; the best few are
-    scored exactly, with the quantizer's own arithmetic in its own precision and the error summed in float64.
+    Candidates move inwards from minimum and maximum in equal steps. The histogram ranks all of them; of the
+    best few those that can still win are scored exactly, with the quantizer's own arithmetic in its own precision and
+    the error summed in float64.
 
     Source: 2DQuant section 3.2 and specification 3.1, 3.2.
 
@@ -71,12 +75,19 @@ class DobiObserver(RangeObserver):
             self._histogram.add(rows)
             return
         assert self._finalists is not None
-        lowers, uppers = self._finalists
-        for finalist in range(lowers.shape[1]):
-            lower, upper = lowers[:, finalist, None], uppers[:, finalist, None]
-            for chunk in torch.split(rows, max(2**20 // rows.shape[0], 1), dim=1):
+        self._errors += self._exact_errors(rows, *self._finalists)
+
+    def _exact_errors(self, rows: torch.Tensor, lowers: torch.Tensor, uppers: torch.Tensor) -> torch.Tensor:
+        """Return the squared errors of (channels, elements) for (channels, candidates) bounds, float64."""
+        if isinstance(self.target.grid, FloatOffsetGrid) and fast_histogram.usable(rows):
+            return fast_histogram.squared_errors(rows, lowers, uppers, 2**self.target.bits - 1)
+        errors = torch.zeros_like(lowers, dtype=torch.float64)
+        for chunk in chunks(rows):
+            for candidate in range(lowers.shape[1]):
+                lower, upper = lowers[:, candidate, None], uppers[:, candidate, None]
                 rounded = self.target.grid.fake_quantize(chunk, lower, upper, self.target.bits)
-                self._errors[:, finalist] += (chunk - rounded).double().square_().sum(1)
+                errors[:, candidate] += rounded.sub_(chunk).double().square_().sum(1)
+        return errors
 
     def finish(self, number: int) -> None:
         """Reduce what the pass found; after the histogram, choose the finalists."""
@@ -84,12 +95,21 @@ class DobiObserver(RangeObserver):
         if number == 1 and self._histogram is not None:
             self._histogram.reduce()
             lower, upper = self.grid_of_candidates()
-            errors = self._ranked_errors(lower, upper)
-            chosen = errors.topk(min(FINALISTS, errors.shape[1]), dim=1, largest=False).indices.sort(dim=1).values
-            self._finalists = (lower.gather(1, chosen), upper.gather(1, chosen))
+            self._finalists = self._choose_finalists(lower, upper)
             self._errors = torch.zeros_like(self._finalists[0], dtype=torch.float64)
         if number == 2:
             reduce_(self._errors, "sum")
+
+    def _choose_finalists(self, lower: torch.Tensor, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the bounds of the best few candidates, outermost first, without those that cannot win."""
+        assert self._histogram is not None
+        errors = self._ranked_errors(lower, upper)
+        chosen = errors.topk(min(FINALISTS, errors.shape[1]), dim=1, largest=False).indices.sort(dim=1).values
+        lower, upper, errors = (tensor.gather(1, chosen) for tensor in (lower, upper, errors))
+        best = errors.amin(1, keepdim=True)
+        least = errors - self._histogram.overestimate(lower, upper, 2**self.target.bits - 1)
+        possible = ~(least > best + TIE * best.abs()).all(0)
+        return lower[:, possible], upper[:, possible]
 
     def _ranked_errors(self, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Return the histogram's estimate for all candidates, in groups so that memory stays small."""
@@ -103,9 +123,16 @@ class DobiObserver(RangeObserver):
         """Return the best finalist."""
         assert self._finalists is not None
         lowers, uppers = self._finalists
+        best = self._best()
+        return lowers.gather(1, best).squeeze(1), uppers.gather(1, best).squeeze(1)
+
+    def squared_error(self) -> torch.Tensor:
+        """Return the summed squared error of the calibration tensors between :meth:`bounds`, (channels,) float64."""
+        return self._errors.gather(1, self._best()).squeeze(1)
+
+    def _best(self) -> torch.Tensor:
+        """Return the index of the best finalist, (channels, 1)."""
         errors = self._errors
         if self.ties == "last":
-            best = errors.shape[1] - 1 - errors.flip(1).argmin(1, keepdim=True)
-        else:
-            best = errors.argmin(1, keepdim=True)
-        return lowers.gather(1, best).squeeze(1), uppers.gather(1, best).squeeze(1)
+            return errors.shape[1] - 1 - errors.flip(1).argmin(1, keepdim=True)
+        return errors.argmin(1, keepdim=True)
