@@ -102,6 +102,7 @@ BINARIZERS = Registry("binarizer", {
 })
 DATASETS = Registry("data set type", {
     "PairedImageDataset": "basicsr_quant.data.paired:PairedImageDataset",
+    "MultiPairedImageDataset": "basicsr_quant.data.multi_paired:MultiPairedImageDataset",
 })
 LOSSES = Registry("loss", {
     "L1Loss": "basicsr_quant.losses.pixel:L1Loss",
