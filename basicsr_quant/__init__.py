@@ -1,3 +1,3 @@
-"""basicsr_quant: super-resolution at low bit-widths: train, quantize, evaluate, pack and run."""
+"""basicsr_quant: super-resolution at low bit-widths: train, quantize, evaluate."""
 
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,20 +133,4 @@ def build_train_loader(
     )
     return ImageLoader(
         dataset, options.num_worker_per_gpu, options.pin_memory, options.prefetch_factor, batch_sampler=sampler,
-    )
-
-
-def build_evaluation_loader(
-    dataset: PairedImageDataset, options: DatasetOptions, items: Sequence[int] | None = None,
-) -> ImageLoader:
-    """Return a loader of whole images, one in a batch, in sorted order.
-
-    Args:
-        dataset: What :func:`build_dataset` returned.
-        options: Its block.
-        items: Images of this process; None = all.
-    """
-    return ImageLoader(
-        dataset, options.num_worker_per_gpu, options.pin_memory, options.prefetch_factor,
-        batch_size=1, sampler=range(len(dataset)) if items is None else items,
     )

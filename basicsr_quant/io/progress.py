@@ -6,7 +6,7 @@ import logging
 import operator
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -44,6 +44,25 @@ def track(
             logger.info("%s", progress_line(description, done, total, elapsed))
             due = elapsed + interval
         yield item
+
+
+def reporter(description: str, interval: float = 30.0) -> Callable[[int, int], None]:
+    """Return a function of (done, total) that logs the progress after 5 seconds, then now and then, and at the end.
+
+    Args:
+        description: What is being done, in two or three words.
+        interval: Seconds between two lines of the log.
+    """
+    start = time.monotonic()
+    due = [min(FIRST_LINE_SECONDS, interval)]
+
+    def report(done: int, total: int) -> None:
+        elapsed = time.monotonic() - start
+        if elapsed >= due[0] or done == total:
+            logger.info("%s", progress_line(description, done, total, elapsed))
+            due[0] = elapsed + interval
+
+    return report
 
 
 def progress_line(description: str, done: int, total: int | None, elapsed: float) -> str:

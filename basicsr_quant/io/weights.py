@@ -86,14 +86,17 @@ def load_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch
 
     Args:
         path: ``.safetensors`` or torch checkpoint.
-        key: Entry of the checkpoint that holds the state dict. If it is None or not there, ``params_ema`` and then
-            ``params`` are tried; a flat file is taken whole. A ``module.`` prefix is removed.
+        key: Entry of the checkpoint that holds the state dict. If it is None, ``params_ema`` and then ``params`` are
+            tried; a flat file is taken whole. A ``module.`` prefix is removed.
 
     Raises:
         UserError: See :func:`load_file`; also if there is no state dict inside, or a weight is NaN or infinite.
     """
     content = load_file(path)
     if isinstance(content, Mapping):
+        nested = [name for name, value in content.items() if isinstance(value, Mapping)]
+        if key is not None and nested and key not in content:
+            raise UserError(f"'{path}' has no entry '{key}'; it has {', '.join(map(str, nested))}")
         for candidate in (key, "params_ema", "params", "state_dict"):
             if candidate is not None and isinstance(content.get(candidate), Mapping):
                 content = content[candidate]

@@ -179,20 +179,6 @@ def _build_other(name: str, weights: str | None) -> nn.Module:
         raise UserError(f"metric '{name}' takes no local weight file; leave out 'weights'") from error
 
 
-def _build_niqe_from_basicsr() -> nn.Module:
-    import scipy.io
-
-    package = importlib.util.find_spec("basicsr")
-    origin = Path(package.origin).parent if package is not None and package.origin else Path()
-    parameters = origin / "metrics" / "niqe_pris_params.npz"
-    if not parameters.is_file():
-        weight_files.locate("niqe", weight_files.NIQE, None)
-    with np.load(parameters) as content, tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / weight_files.NIQE.name
-        scipy.io.savemat(path, {"mu_prisparam": content["mu_pris_param"], "cov_prisparam": content["cov_pris_param"]})
-        return _create("niqe", {"pretrained_model_path": str(path)})
-
-
 def _create(name: str, arguments: dict[str, Any]) -> Any:
     return importlib.import_module("pyiqa").create_metric(name, device=torch.device("cpu"), **arguments)
 

@@ -71,9 +71,9 @@ class SRModel(RestorationModel):
         return {"g": self._network}
 
     def load_pretrained(self, training: bool) -> None:
-        """Load ``path:pretrain_network_g``; only training can do without."""
+        """Load ``path:pretrain_network_g``; training, and networks that bring their weights, can do without."""
         path = self.options.path
-        if path.pretrain_network_g is None and not training:
+        if path.pretrain_network_g is None and not training and self.options.network_g.type != "spandrel":
             raise UserError("path:pretrain_network_g is missing; name the weights to test")
         if path.pretrain_network_g is not None:
             file = Path(path.pretrain_network_g)

@@ -13,23 +13,28 @@ from torch import nn
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.archs.published.table import importer, quantized_exporter, quantized_importer
 from basicsr_quant.archs.upscale import Upscale
+from basicsr_quant.data.build import build_dataset
 from basicsr_quant.data.calibration import CalibrationSet, calibration_patches, load_calibration_file
 from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.errors import UserError
+from basicsr_quant.io.progress import reporter
 from basicsr_quant.io.weights import apply_state_dict, load_state_dict
 from basicsr_quant.models.base import RestorationModel, Stage, forward_draws
 from basicsr_quant.models.step import DistillationStep
 from basicsr_quant.models.tdquant_plan import feature_taps, plan_of
 from basicsr_quant.options.methods.tdquant import TDQuantOptions
 from basicsr_quant.options.optimization import OPTIMIZERS
+from basicsr_quant.options.types import datasets_of_phase
 from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_keeper, range_scales
 from basicsr_quant.quant.calibrate import calibrate, check_bounds, named_quantizers
+from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
 from basicsr_quant.registry import LOSSES
 
 logger = logging.getLogger("basicsr_quant")
 
 CALIBRATION_CACHE = "keydata"
+SIMULATED = "execution is simulated: values are rounded to the low-bit grid, products run in floating point"
 
 
 class TDQuantModel(RestorationModel):
@@ -49,6 +54,7 @@ class TDQuantModel(RestorationModel):
         self._teacher: nn.Module | None = None
         self._calibrated = False
         self._calibration_digest = ""
+        self._plan = QuantPlan(())
 
     @classmethod
     def skeleton(cls, options: TDQuantOptions) -> nn.Module:
@@ -82,9 +88,9 @@ class TDQuantModel(RestorationModel):
         return build_network(component.type, component.arguments).to(self.device, self.dtype).eval()
 
     def _full_precision(self, path: str | Path | None, strict: bool = True) -> nn.Module:
-        """Return the network with full-precision weights from a file; a spandrel network brings its own."""
+        """Return the network with full-precision weights from a file; without one, a spandrel network has its own."""
         network = self._build()
-        if self.options.network_Q.type == "spandrel":
+        if path is None and self.options.network_Q.type == "spandrel":
             return network
         if path is None:
             raise UserError("pathFP:pretrain_network_FP is missing; name the full-precision weights to quantize")
@@ -95,7 +101,8 @@ class TDQuantModel(RestorationModel):
     def _prepared(self, network: nn.Module, bits: int | None = None) -> nn.Module:
         size = self.options.quant.calibration.patch_size
         example = torch.zeros(1, 3, size, size, device=self.device, dtype=self.dtype)
-        return prepare(network, plan_of(self.options, bits), example).to(self.dtype).eval()
+        self._plan = plan_of(self.options, bits)
+        return prepare(network, self._plan, example).to(self.dtype).eval()
 
     def load_pretrained(self, training: bool) -> None:
         """Load what the options name: quantized weights, or full-precision weights to be quantized."""
@@ -123,20 +130,21 @@ class TDQuantModel(RestorationModel):
             self._network = self._prepared(self._full_precision(path, options.path.strict_load_Q))
             return
         state, bits = quantized_importer(options.network_Q)(published)
-        widths = sorted(set(bits.values()))
-        if options.bit is not None and options.quant.plan is None and widths != [options.bit]:
-            found = " and ".join(map(str, widths))
-            raise UserError(f"bit: {options.bit} is asked for, but '{path}' was quantized to {found} bits; "
-                            f"set bit={found} or leave it out")
-        self._network = self._prepared(self._build(), options.bit or widths[0])
+        if not bits:
+            raise UserError(f"'{path}' holds bounds but no bit-widths (n_bit); choose a complete quantized checkpoint")
+        self._network = self._prepared(self._build(), options.bit or min(bits.values()))
         for name, quantizer in named_quantizers(self._network):
-            quantizer.set_bits(bits.get(name, quantizer.bits))
+            found = bits.get(name, quantizer.bits)
+            if options.bit is not None and found != quantizer.bits:
+                raise UserError(f"bit: {options.bit} is asked for, but '{path}' was quantized to {found} bits at "
+                                f"'{name}'; set bit={found} or leave it out")
+            quantizer.set_bits(found)
         apply_state_dict(self._network, state, path, options.path.strict_load_Q)
         check_bounds(self._network, f"'{path}'", options.quant.allow_degenerate_bounds)
         self._calibrated = True
 
     def prepare_training(self, dataset: PairedImageDataset) -> None:
-        """Calibrate on the file ``cali_data`` or on patches of the training set."""
+        """Calibrate on the file ``cali_data``, on patches of ``datasets:calibration`` or of the training set."""
         teacher = self.options.pathFP
         full_precision = self._full_precision(teacher.pretrain_network_FP, teacher.strict_load_FP)
         self._teacher = full_precision.requires_grad_(False)
@@ -145,7 +153,10 @@ class TDQuantModel(RestorationModel):
 
     def prepare_testing(self) -> None:
         """Calibrate if the weights are full-precision ones that are to be quantized."""
-        if self._calibrated or not any(True for _ in named_quantizers(self._network)):
+        if not any(True for _ in named_quantizers(self._network)):
+            return
+        logger.info(SIMULATED)
+        if self._calibrated:
             return
         if self.options.cali_data is None:
             raise UserError("cali_data is missing: the weights are full-precision ones, which need calibration "
@@ -156,6 +167,8 @@ class TDQuantModel(RestorationModel):
         options, wanted = self.options, self.options.quant.calibration
         if options.cali_data is not None:
             return load_calibration_file(options.cali_data, options.scale)
+        for key, data in datasets_of_phase(options, "calibration"):
+            dataset = build_dataset(data, options.scale, "calibration", options.manual_seed, key, read_gt=False)
         return calibration_patches(dataset, wanted.patches, wanted.patch_size, wanted.seed, CALIBRATION_CACHE)
 
     def _calibrate(self, patches: CalibrationSet) -> None:
@@ -164,7 +177,7 @@ class TDQuantModel(RestorationModel):
         batches = list(patches.lq.to(self.device, self.dtype).split(wanted.batch_size))
         if wanted.train_mode:
             self._network.train()
-        calibrate(self._network, batches, forward=self._with_draws(batches), on_progress=self._log_progress,
+        calibrate(self._network, batches, forward=self._with_draws(batches), on_progress=reporter("calibration"),
                   allow_degenerate=self.options.quant.allow_degenerate_bounds)
         self._network.eval()
         self._calibrated = True
@@ -184,13 +197,9 @@ class TDQuantModel(RestorationModel):
 
         return forward
 
-    @staticmethod
-    def _log_progress(done: int, total: int) -> None:
-        if done == total:
-            logger.info("calibrated in %d forward passes", total)
-
     def stage(self) -> Stage:
         """Return the distillation stage: ``optim_bound`` on all bounds."""
+        logger.info(SIMULATED)
         train, learn = self.options.train, self.options.quant.learn
         assert train is not None and self._teacher is not None
         bounds = bound_parameters(self._network)
@@ -218,5 +227,5 @@ class TDQuantModel(RestorationModel):
 
     def metadata(self, label: str) -> dict[str, Any]:
         """Return the plan and where the calibration patches came from."""
-        return {**super().metadata(label), "plan": plan_of(self.options).as_list(), "mode": self.options.mode,
+        return {**super().metadata(label), "plan": self._plan.as_list(), "mode": self.options.mode,
                 "calibration": self._calibration_digest}

@@ -85,11 +85,7 @@ def feature_taps(options: TDQuantOptions, network: nn.Module) -> list[str]:
     """
     quant = options.quant
     if quant.feature_taps is not None:
-        patterns = quant.feature_taps
-    elif quant.hook_per_block:
-        patterns = ["layers.*.residual_group.blocks.*"]
-    else:
-        patterns = ["layers.*.residual_group"]
-    depth = {pattern: pattern.count(".") for pattern in patterns}
-    names = match_modules(inner_network(network), patterns)
-    return [name for name in names if name.count(".") in depth.values()]
+        return match_modules(inner_network(network), quant.feature_taps)
+    pattern = "layers.*.residual_group.blocks.*" if quant.hook_per_block else "layers.*.residual_group"
+    names = match_modules(inner_network(network), [pattern])
+    return [name for name in names if name.count(".") == pattern.count(".")]

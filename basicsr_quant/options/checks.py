@@ -28,6 +28,8 @@ def _common(options: Options, is_train: bool) -> Iterator[Problem]:
     if not options.datasets:
         yield ("datasets",), "is empty; at least one data set is needed"
     yield from _datasets(options)
+    if options.val is not None and options.val.tile and options.val.tile_overlap >= options.val.tile:
+        yield ("val", "tile_overlap"), f"must be smaller than val:tile, {options.val.tile}"
     if is_train:
         yield from _training(options)
 
@@ -51,5 +53,3 @@ def _training(options: Options) -> Iterator[Problem]:
             options.train.scheduler.build(SCHEDULERS)
         except ValueError as error:
             yield ("train", "scheduler"), f"does not fit together: {error}"
-    if options.val is not None and options.val.tile and options.val.tile_overlap >= options.val.tile:
-        yield ("val", "tile_overlap"), f"must be smaller than val:tile, {options.val.tile}"

@@ -39,10 +39,10 @@ class DatasetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     use_hflip: Annotated[bool, Meta(description="Random horizontal flips.")] = True
     use_rot: Annotated[bool, Meta(description="Random vertical flips and transposes.")] = True
     use_shuffle: Annotated[bool, Meta(description="Shuffle the training order.")] = True
-    num_worker_per_gpu: Annotated[NaturalNumber, Meta(description="Loader workers per process.")] = 0
+    num_worker_per_gpu: Annotated[NaturalNumber, Meta(description="Loader workers per process, in training.")] = 0
     batch_size_per_gpu: Annotated[PositiveInteger, Meta(description="Images per process and step.")] = 1
     dataset_enlarge_ratio: Annotated[PositiveInteger, Meta(description="Times a set counts within one epoch.")] = 1
-    pin_memory: Annotated[bool, Meta(description="Page-locked batches (with CUDA only).")] = True
+    pin_memory: Annotated[bool, Meta(description="Page-locked training batches (with CUDA only).")] = True
     prefetch_factor: Annotated[PositiveInteger, Meta(description="Batches each worker prepares ahead.")] = 2
     optional: Annotated[bool, Meta(description="Skip the set, with a line, when its folder is absent.")] = False
     exclude_last: Annotated[NaturalNumber, Meta(description="Leave out the last n names, sorted.")] = 0

@@ -58,53 +58,52 @@ class TableRun:
     def result(self, cell: Cell) -> dict[str, Any] | None:
         """Return what is known of a cell, or None if it was not run with these options and weights."""
         path = self._file(cell)
-        if not path.is_file():
-            return None
-        content: dict[str, Any] = json.loads(path.read_text())
-        return content if content["digest"] == self._digest(cell) else None
+        content: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+        return content
 
     def _file(self, cell: Cell) -> Path:
-        return self.folder / f"{'-'.join([cell.name, *self.datasets])}.json"
+        return self.folder / f"{cell.name}-{self._test_digest(cell)[:12]}.json"
 
     def _run_cell(self, cell: Cell) -> None:
-        digest = self._digest(cell)
-        began = time.monotonic()
+        path, began = self._file(cell), time.monotonic()
+        name = f"{cell.name}-{self._train_digest(cell)[:12]}"
         if cell.train is not None:
-            _python("train.py", cell.train, self._settings(cell, "train"), ["--auto_resume"])
+            _python("train.py", cell.train, [f"name={name}", f"path:experiments_root={self.folder / 'experiments'}",
+                                             f"path:tb_root={self.folder / 'tb_logger'}"], ["--auto_resume"])
         trained = time.monotonic() - began
-        _python("test.py", cell.test, self._settings(cell, "test"), [])
-        metrics = json.loads((self.folder / "runs" / cell.name / "metrics.json").read_text())
+        weights = self.folder / "experiments" / name / "models" / "net_Q_latest.pth"
+        made = [f"path:pretrain_network_Q={weights}"] if cell.train is not None else []
+        settings = [f"name={name}", f"path:results_root={self.folder / 'runs'}", *self._sets, *made]
+        _python("test.py", cell.test, settings, [])
+        metrics = json.loads((self.folder / "runs" / name / "metrics.json").read_text())
         content = {
-            "digest": digest, "labels": cell.labels,
-            "metrics": {name: entry["mean"] for name, entry in metrics.items()},
+            "labels": cell.labels, "metrics": {name: entry["mean"] for name, entry in metrics.items()},
             "train_minutes": trained / 60, "minutes": (time.monotonic() - began) / 60,
             "versions": {"basicsr_quant": __version__, "python": platform.python_version(), "revision": _revision()},
         }
-        write_text(self._file(cell), json.dumps(content, indent=1))
+        write_text(path, json.dumps(content, indent=1))
 
-    def _settings(self, cell: Cell, phase: str) -> list[str]:
-        """Return the settings that put a cell's files into the table's folder."""
-        if phase == "train":
-            return [f"name={cell.name}", f"path:experiments_root={self.folder / 'experiments'}",
-                    f"path:tb_root={self.folder / 'tb_logger'}"]
-        weights = self.folder / "experiments" / cell.name / "models" / "net_Q_latest.pth"
-        sets = [f"val:test_sets=[{', '.join(self.datasets)}]"] if self.datasets else []
-        made = [f"path:pretrain_network_Q={weights}"] if cell.train is not None else []
-        return [f"name={cell.name}", f"path:results_root={self.folder / 'runs'}", *sets, *made]
+    @property
+    def _sets(self) -> list[str]:
+        return [f"val:test_sets=[{', '.join(self.datasets)}]"] if self.datasets else []
 
-    def _digest(self, cell: Cell) -> str:
-        """Hash the effective options of both steps and the contents of the weight files that they name."""
-        hashed = hashlib.sha256()
-        for phase, step in (("train", cell.train), ("test", cell.test)):
-            if step is None:
-                continue
-            options = load_options(step.opt, [*step.force, *self._settings(cell, phase)], is_train=phase == "train")
-            hashed.update(effective_yaml(options).encode())
-            made = str(self.folder / "experiments")
-            for name in _weight_files(options):
-                if not name.startswith(made):
-                    hashed.update(file_digest(name).encode() if Path(name).is_file() else b"absent")
-        return hashed.hexdigest()
+    @staticmethod
+    def _train_digest(cell: Cell) -> str:
+        """Hash the effective options of the training and the contents of the files that they name."""
+        return _digest(cell.train, (), is_train=True) if cell.train is not None else ""
+
+    def _test_digest(self, cell: Cell) -> str:
+        """Hash what the training and the test depend on."""
+        text = self._train_digest(cell) + _digest(cell.test, self._sets, is_train=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest(step: Step, settings: Sequence[str], is_train: bool) -> str:
+    options = load_options(step.opt, [*step.force, *settings], is_train=is_train)
+    hashed = hashlib.sha256(effective_yaml(options).encode())
+    for name in _weight_files(options):
+        hashed.update(file_digest(name).encode() if Path(name).is_file() else b"absent")
+    return hashed.hexdigest()
 
 
 def _weight_files(options: Any) -> list[str]:

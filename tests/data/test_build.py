@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from basicsr_quant.data import build
-from basicsr_quant.data.build import build_dataset, build_evaluation_loader, build_train_loader, missing_folders
+from basicsr_quant.data.build import build_dataset, build_train_loader, missing_folders
 from basicsr_quant.errors import UserError
 from basicsr_quant.options.types import DatasetOptions
 
@@ -64,14 +64,6 @@ def test_one_process_of_four_and_two_of_two(make_pairs: MakePairs) -> None:
         assert batch["sample"] == first["sample"] + second["sample"] == [0, 1, 2, 3]
 
 
-def test_evaluation_yields_whole_images_in_order(make_pairs: MakePairs) -> None:
-    options = block(make_pairs(5), num_worker_per_gpu=1)
-    dataset = build_dataset(options, 2, "val", seed=0, key="val_1")
-    loader = build_evaluation_loader(dataset, options)
-    assert len(loader) == 5 and [batch["name"] for batch in loader] == [[f"im{number}"] for number in range(5)]
-    assert [batch["lq"].shape for batch in build_evaluation_loader(dataset, options, [4, 1])] == [(1, 3, 13, 17)] * 2
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_corrupt_image_is_one_line(make_pairs: MakePairs, workers: int) -> None:
     folders = make_pairs(3)
@@ -79,7 +71,7 @@ def test_a_corrupt_image_is_one_line(make_pairs: MakePairs, workers: int) -> Non
     path.write_bytes(path.read_bytes()[:-200])
     options = block(folders, num_worker_per_gpu=workers)
     with pytest.raises(UserError) as caught:
-        list(build_evaluation_loader(build_dataset(options, 2, "val", seed=0), options))
+        list(build_train_loader(build_dataset(options, 2, "train", seed=0), options, seed=0, total_iter=3))
     assert str(caught.value) == f"'{path}' is truncated or damaged; restore it from a copy or remove it"
 
 

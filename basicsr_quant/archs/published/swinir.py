@@ -44,11 +44,6 @@ def _rename(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str:
     return name
 
 
-def is_2dquant(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a published state dict is that of a quantized network."""
-    return any(name.endswith(".n_bit") for name in state)
-
-
 def import_swinir(state: Mapping[str, Tensor]) -> State:
     """Turn a published SwinIR state dict into ours: names are the same, masks and index buffers are left out."""
     return {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in BUFFERS}

@@ -126,6 +126,9 @@ def check(options: TDQuantOptions, is_train: bool) -> list[Problem]:
             and options.train.feature_loss.type != "MSELoss":
         problems.append((("train", "feature_loss", "type"),
                          "must be MSELoss; which distance is squared says quant:learn:feature_distance"))
+    if options.train is not None and options.train.feature_loss is not None \
+            and options.train.feature_loss.arguments.get("reduction", "mean") != "mean":
+        problems.append((("train", "feature_loss", "reduction"), "must be mean, which the distances are"))
     if quant.bicubic and quant.upscale_only == "bicubic":
         problems.append((("quant", "upscale_only"),
                          "contradicts quant:bicubic, which is bilinear as published; leave one of the two out"))
