@@ -119,7 +119,7 @@ def quickstart(extra: Sequence[str] = (), test_images: Sequence[str] = TEST_IMAG
     run(["-m", "basicsr_quant", "calibration-data", "-opt", TRAIN_OPTIONS, "--force_yml",
          f"cali_data_save_path={CALIBRATION}", *extra])
     logger.info("2/4 2DQuant at 3 bits: bound search, then a short distillation")
-    trained = run(["train.py", "-opt", TRAIN_OPTIONS, "--force_yml", *extra])
+    trained = run(["train.py", "-opt", TRAIN_OPTIONS, *(["--force_yml", *extra] if extra else [])])
     logger.info("3/4 tests")
     weights = "experiments/quickstart_2DQuant_x4_bit3/models/net_Q_latest.pth"
     runs = {
