@@ -84,8 +84,7 @@ def feature_taps(options: TDQuantOptions, network: nn.Module) -> list[str]:
     Source: 2DQuant specification 4.2.
     """
     quant = options.quant
-    if quant.feature_taps is not None:
-        return match_modules(inner_network(network), quant.feature_taps)
-    pattern = "layers.*.residual_group.blocks.*" if quant.hook_per_block else "layers.*.residual_group"
-    names = match_modules(inner_network(network), [pattern])
-    return [name for name in names if name.count(".") == pattern.count(".")]
+    patterns = quant.feature_taps
+    if patterns is None:
+        patterns = ["layers.*.residual_group.blocks.*" if quant.hook_per_block else "layers.*.residual_group"]
+    return match_modules(inner_network(network), patterns)

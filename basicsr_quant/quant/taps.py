@@ -64,13 +64,22 @@ class FeatureTaps:
 
 
 def match_modules(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return the names of the modules that match any of the fnmatch patterns, in module order.
+    """Return the names of the modules that match any of the patterns, in module order.
+
+    Args:
+        model: Any module.
+        patterns: fnmatch patterns, level by level: ``body.*`` is the children of ``body``, not what is inside them.
 
     Raises:
         UserError: A pattern matches nothing.
     """
-    names = [name for name, _ in model.named_modules()]
+    names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"feature tap '{pattern}' matches no module of the network")
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+        if not any(_matches(name, pattern) for name in names):
+            raise UserError(f"feature tap '{pattern}' matches no module of the network; '*' stands within one level")
+    return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    levels, wanted = name.split("."), pattern.split(".")
+    return len(levels) == len(wanted) and all(map(fnmatch.fnmatchcase, levels, wanted))

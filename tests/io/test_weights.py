@@ -34,7 +34,12 @@ def test_key_or_else_what_is_there(tmp_path: Path, key: str | None) -> None:
     assert equal(load_state_dict(both, key), STATE if key == "params" else other)
     for number, content in enumerate([STATE, {"params": STATE}, {"params_ema": STATE}, {"state_dict": STATE},
                                       {"params": {f"module.{name}": tensor for name, tensor in STATE.items()}}]):
-        assert equal(load_state_dict(saved(tmp_path / f"{number}.pth", content), key), STATE)
+        path = saved(tmp_path / f"{number}.pth", content)
+        if key in (None, *content) or content is STATE:
+            assert equal(load_state_dict(path, key), STATE)
+        else:
+            with pytest.raises(UserError, match=f"has no entry '{key}'; it has {next(iter(content))}"):
+                load_state_dict(path, key)
 
 
 def test_formats(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from basicsr_quant.errors import UserError
 from basicsr_quant.quant.taps import FeatureTaps, match_modules
@@ -37,3 +38,8 @@ def test_patterns(perceptron) -> None:
     assert match_modules(perceptron, ["fc2", "fc*"]) == ["fc1", "fc2"]
     with pytest.raises(UserError, match="feature tap 'gc\\*' matches no module"):
         match_modules(perceptron, ["fc1", "gc*"])
+    nested = nn.Sequential(perceptron)
+    assert match_modules(nested, ["*.fc*"]) == ["0.fc1", "0.fc2"]
+    assert match_modules(nested, ["*"]) == ["0"]
+    with pytest.raises(UserError, match="within one level"):
+        match_modules(nested, ["*.*.fc1"])
