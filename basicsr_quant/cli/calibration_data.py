@@ -7,8 +7,9 @@ import logging
 
 from basicsr_quant.data.build import build_dataset
 from basicsr_quant.data.calibration import calibration_patches, save_calibration
+from basicsr_quant.engine.datasets import training_set
 from basicsr_quant.errors import UserError
-from basicsr_quant.options.load import datasets_of_phase, load_options
+from basicsr_quant.options.load import load_options
 from basicsr_quant.options.methods.tdquant import TDQuantOptions
 
 logger = logging.getLogger("basicsr_quant")
@@ -31,10 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     options = load_options(arguments.opt, arguments.force_yml, is_train=True)
     if not isinstance(options, TDQuantOptions) or options.cali_data_save_path is None:
         raise UserError("cali_data_save_path is missing; it says where to write the calibration file")
-    found = datasets_of_phase(options, "train")
-    if len(found) != 1:
-        raise UserError(f"datasets: exactly one training set is needed, found {len(found)}")
-    key, data = found[0]
+    key, data = training_set(options)
     wanted = options.quant.calibration
     dataset = build_dataset(data, options.scale, "train", options.manual_seed, key)
     patches = calibration_patches(dataset, wanted.patches, wanted.patch_size, wanted.seed)

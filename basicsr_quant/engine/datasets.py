@@ -8,7 +8,7 @@ from basicsr_quant.data.build import build_dataset, missing_folders
 from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.errors import UserError
 from basicsr_quant.options.load import datasets_of_phase
-from basicsr_quant.options.types import Options
+from basicsr_quant.options.types import DatasetOptions, Options
 from basicsr_quant.registry import nearest
 
 logger = logging.getLogger("basicsr_quant")
@@ -46,3 +46,15 @@ def open_datasets(options: Options, phase: str) -> dict[str, PairedImageDataset]
             raise UserError(f"datasets:{key}:name: another {phase} set is called '{data.name}' too; rename one of them")
         found[data.name] = build_dataset(data, options.scale, phase, options.manual_seed, key)
     return found
+
+
+def training_set(options: Options) -> tuple[str, DatasetOptions]:
+    """Return key and block of the only training set.
+
+    Raises:
+        UserError: There is none, or several.
+    """
+    found = datasets_of_phase(options, "train")
+    if len(found) != 1:
+        raise UserError(f"datasets: exactly one training set is needed, found {len(found)}")
+    return found[0]

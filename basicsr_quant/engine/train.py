@@ -11,7 +11,7 @@ from basicsr_quant.data.build import build_dataset, build_train_loader
 from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.engine import experiment
 from basicsr_quant.engine.checkpoint import Checkpoints, Progress, newest_valid, read_state
-from basicsr_quant.engine.datasets import open_datasets
+from basicsr_quant.engine.datasets import open_datasets, training_set
 from basicsr_quant.engine.distributed import Process, processes
 from basicsr_quant.engine.ema import Ema
 from basicsr_quant.engine.loop import Hooks, Loop
@@ -21,7 +21,7 @@ from basicsr_quant.engine.validation import Validator
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import remove_leftovers
 from basicsr_quant.models.base import RestorationModel
-from basicsr_quant.options.load import datasets_of_phase, effective_yaml
+from basicsr_quant.options.load import effective_yaml
 from basicsr_quant.options.optimization import SCHEDULERS
 from basicsr_quant.options.types import DatasetOptions, Options
 from basicsr_quant.registry import MODELS
@@ -95,10 +95,7 @@ def _open_folder(folder: Path, options: Options, process: Process, auto_resume: 
 
 
 def _training_data(options: Options) -> tuple[DatasetOptions, PairedImageDataset]:
-    found = datasets_of_phase(options, "train")
-    if len(found) != 1:
-        raise UserError(f"datasets: exactly one training set is needed, found {len(found)}")
-    key, data = found[0]
+    key, data = training_set(options)
     read_gt = MODELS.get(options.model_type).needs_ground_truth
     return data, build_dataset(data, options.scale, "train", options.manual_seed, key, read_gt)
 

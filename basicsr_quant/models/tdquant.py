@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -115,12 +116,22 @@ class TDQuantModel(RestorationModel):
             self._network = self._full_precision(options.pathFP.pretrain_network_FP or quantized)
         elif quantized is not None:
             self._load_quantized(quantized)
-        elif training or options.network_Q.type == "spandrel":
-            teacher = options.pathFP
-            self._network = self._prepared(self._full_precision(teacher.pretrain_network_FP, teacher.strict_load_FP))
+        elif training:
+            self._network = self._prepared(copy.deepcopy(self._load_teacher()))
+        elif options.network_Q.type == "spandrel":
+            self._network = self._prepared(self._full_precision(options.pathFP.pretrain_network_FP,
+                                                                options.pathFP.strict_load_FP))
         else:
             raise UserError("path:pretrain_network_Q is missing; name a quantized checkpoint, or full-precision "
                             "weights and cali_data")
+
+    def _load_teacher(self) -> nn.Module:
+        """Return the full-precision network that teaches, read from its file the first time."""
+        if self._teacher is None:
+            paths = self.options.pathFP
+            network = self._full_precision(paths.pretrain_network_FP, paths.strict_load_FP)
+            self._teacher = network.requires_grad_(False)
+        return self._teacher
 
     def _load_quantized(self, path: str) -> None:
         options = self.options
@@ -145,9 +156,7 @@ class TDQuantModel(RestorationModel):
 
     def prepare_training(self, dataset: PairedImageDataset) -> None:
         """Calibrate on the file ``cali_data``, on patches of ``datasets:calibration`` or of the training set."""
-        teacher = self.options.pathFP
-        full_precision = self._full_precision(teacher.pretrain_network_FP, teacher.strict_load_FP)
-        self._teacher = full_precision.requires_grad_(False)
+        self._load_teacher()
         if not self._calibrated:
             self._calibrate(self._calibration_patches(dataset))
 

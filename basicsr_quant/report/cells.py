@@ -87,8 +87,9 @@ def expand(table: TableFile, settings: Mapping[str, Value]) -> Iterator[Cell]:
         keys = list(template.each)
         for values in itertools.product(*template.each.values()):
             known = {**table.settings, **settings, **dict(zip(keys, values, strict=True))}
-            yield Cell(labels=_fill(template.labels, known), train=_step(template.train, known),
-                       test=_required(template.test, known), published=_fill(template.published, known))
+            train = None if template.train is None else _fill_step(template.train, known)
+            yield Cell(labels=_fill(template.labels, known), train=train, test=_fill_step(template.test, known),
+                       published=_fill(template.published, known))
 
 
 def protocol_of(table: TableFile, settings: Mapping[str, Value]) -> str:
@@ -96,12 +97,8 @@ def protocol_of(table: TableFile, settings: Mapping[str, Value]) -> str:
     return _format(table.protocol, {**table.settings, **settings})
 
 
-def _required(step: Step, known: Mapping[str, Value]) -> Step:
+def _fill_step(step: Step, known: Mapping[str, Value]) -> Step:
     return Step(opt=_format(step.opt, known), force=[_format(item, known) for item in step.force])
-
-
-def _step(step: Step | None, known: Mapping[str, Value]) -> Step | None:
-    return None if step is None else _required(step, known)
 
 
 def _fill(table: Mapping[str, Value], known: Mapping[str, Value]) -> dict[str, Value]:
