@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,15 @@ def data_root() -> Path:
     if not root or not Path(root).is_dir():
         pytest.skip("SR_DATA_ROOT names no folder of sample data")
     return Path(root)
+
+
+@pytest.fixture(autouse=True)
+def no_log_left_behind() -> Iterator[None]:
+    """Take away the log handlers that a test's commands put up; they write to streams that end with the test."""
+    yield
+    logger = logging.getLogger("basicsr_quant")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
