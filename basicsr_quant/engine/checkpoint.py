@@ -14,7 +14,8 @@ from basicsr_quant.io.atomic import save_torch
 from basicsr_quant.io.weights import file_digest, load_file
 from basicsr_quant.models.base import RestorationModel
 
-STATE_KEYS = {"format_version", "iteration", "optimizers", "scaler", "losses", "best", "networks", "options"}
+STATE_KEYS = {"format_version", "iteration", "stage_start", "optimizers", "scaler", "losses", "best", "networks",
+              "options"}
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Progress:
     """What a resumed run must know besides the networks.
 
     Attributes:
-        iteration: Finished iterations.
+        iteration: Finished iterations, of all stages together.
+        stage_start: The iterations of all finished stages; 0 in the first.
         optimizers: State of each optimizer.
         scaler: State of the gradient scaler.
         losses: Sums and count of the loss terms since the last log line.
@@ -39,6 +41,7 @@ class Progress:
     """
 
     iteration: int = 0
+    stage_start: int = 0
     optimizers: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class Checkpoints:
         for label, network in self.model.trained.items():
             metadata = {"format_version": 1, "iteration": iteration, **self.model.metadata(label)}
             content = {"params": self.model.export_state(label, network), "metadata": metadata}
-            if ema is not None:
+            if ema is not None and ema.label == label:
                 content["params_ema"] = self.model.export_state(label, ema.network)
             path = self.network_file(label, tag)
             digests[path.name] = hashlib.sha256(save_torch(path, content)).hexdigest()
@@ -78,27 +81,34 @@ class Checkpoints:
     def save(self, progress: Progress, ema: Ema | None) -> None:
         """Write the networks and then the state that names their digests."""
         digests = self.save_networks(progress.iteration, ema, progress.iteration)
+        if 0 < progress.stage_start < progress.iteration:
+            starts = [self.network_file(label, progress.stage_start) for label in self.model.trained]
+            digests |= {path.name: file_digest(path) for path in starts}
         save_torch(self.folder / "training_states" / f"{progress.iteration}.state", {
             **vars(progress), "format_version": 1, "best": vars(progress.best), "networks": digests,
             "options": self.options_text,
         })
 
-    def restore(self, state: dict[str, Any], ema: Ema | None) -> Progress:
-        """Load the networks of a verified state and return its counters and optimizer states.
+    def load_networks(self, iteration: int, ema: Ema | None = None) -> None:
+        """Load every trained network, and the average, as they were after an iteration.
 
         Raises:
             UserError: The networks do not fit the options.
         """
         for label, network in self.model.trained.items():
-            path = self.network_file(label, state["iteration"])
+            path = self.network_file(label, iteration)
             content = load_file(path)
             self.model.import_state(label, network, content["params"], path)
-            if ema is not None:
+            if ema is not None and ema.label == label:
                 if "params_ema" not in content:
                     raise UserError(f"'{path}' holds no averaged weights; resume without train:ema_decay")
                 self.model.import_state(label, ema.network, content["params_ema"], path)
-        return Progress(**{name: state[name] for name in ("iteration", "optimizers", "scaler", "losses")},
-                        best=Best(**state["best"]))
+
+
+def progress_of(state: dict[str, Any]) -> Progress:
+    """Return the counters and optimizer states of a training state."""
+    names = ("iteration", "stage_start", "optimizers", "scaler", "losses")
+    return Progress(**{name: state[name] for name in names}, best=Best(**state["best"]))
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -14,10 +14,12 @@ class Ema:
     Args:
         network: The network in training.
         decay: In (0, 1); after each step average = decay * average + (1 - decay) * parameter. Buffers are copied.
+        label: Of the network in checkpoint files.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, label: str) -> None:
         self.decay = decay
+        self.label = label
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
         self._source = network
 

@@ -22,7 +22,6 @@ from basicsr_quant.io.images import to_image, write_image
 from basicsr_quant.io.progress import track
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.component import MetricOptions
-from basicsr_quant.quant.layers.weighted import frozen_weights
 from basicsr_quant.registry import METRICS
 
 logger = logging.getLogger("basicsr_quant")
@@ -89,11 +88,11 @@ def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Proc
     rows: dict[str, dict[str, float]] = {}
     failures: list[str] = []
     shard: Iterable[int] = range(process.rank, len(dataset), process.world_size)
-    with frozen_weights(restoring):
+    with model.inference_form(restoring):
         for index in track(shard, f"restoring {name}") if process.is_main and options.pbar else shard:
             try:
                 sample = dataset[index]
-                restored = model.restore(sample["lq"][None], restoring)[0]
+                restored = model.restore(sample["lq"][None], restoring, (index,))[0]
                 if not torch.isfinite(restored).all():
                     raise UserError(f"'{sample['lq_path']}': {_cause(restoring)}")
                 if image_folder is not None:

@@ -16,9 +16,9 @@ from basicsr_quant.engine.checkpoint import Progress
 from basicsr_quant.engine.distributed import Process
 from basicsr_quant.engine.ema import Ema
 from basicsr_quant.engine.interruption import Interrupted, signals
-from basicsr_quant.engine.schedules import Schedule, learning_rate
+from basicsr_quant.engine.schedules import learning_rate
 from basicsr_quant.errors import UserError
-from basicsr_quant.models.base import Batch, Stage
+from basicsr_quant.models.base import Batch, LearningRateSchedule, Stage
 from basicsr_quant.options.types import TrainOptions
 
 logger = logging.getLogger("basicsr_quant")
@@ -49,11 +49,17 @@ class Hooks:
 
 @dataclass
 class Loop:
-    """Everything that the loop works on."""
+    """Everything that the loop works on.
+
+    Attributes:
+        stage: What is trained; its iterations are those behind ``progress.stage_start``.
+        last: The stage's last iteration, counted over all stages.
+    """
 
     stage: Stage
+    last: int
     options: TrainOptions
-    schedule: Schedule
+    schedule: LearningRateSchedule
     process: Process
     progress: Progress
     ema: Ema | None
@@ -68,7 +74,7 @@ class Loop:
         self._saved = self.progress.iteration
 
     def run(self, batches: Iterable[Batch]) -> None:
-        """Train from ``progress.iteration`` to ``total_iter``.
+        """Train from ``progress.iteration`` to ``last``.
 
         Args:
             batches: Micro-batches on the CPU, ``accumulation`` for each iteration, beginning with the next iteration's.
@@ -82,8 +88,8 @@ class Loop:
         step = self._distributed(self.stage.step)
         stream = iter(batches)
         with signals() as received:
-            for iteration in range(self.progress.iteration + 1, options.total_iter + 1):
-                self._set_rates(iteration)
+            for iteration in range(self.progress.iteration + 1, self.last + 1):
+                self._begin(iteration)
                 terms = []
                 for micro in range(options.accumulation):
                     batch = self._fetch(stream)
@@ -100,10 +106,10 @@ class Loop:
                 self.progress.iteration = iteration
                 if iteration % hooks.print_freq == 0:
                     hooks.log(iteration, self.losses.take(self.process))
-                if iteration % hooks.val_freq == 0 or iteration == options.total_iter:
+                if iteration % hooks.val_freq == 0 or iteration == self.last:
                     self._validate(iteration)
                 stop = self.process.any(bool(received))
-                if stop or iteration % hooks.save_freq == 0 or iteration == options.total_iter:
+                if stop or iteration % hooks.save_freq == 0 or iteration == self.last:
                     self._save()
                 if stop:
                     raise Interrupted(received)
@@ -150,10 +156,14 @@ class Loop:
         if self.ema is not None:
             self.ema.update()
 
-    def _set_rates(self, iteration: int) -> None:
+    def _begin(self, iteration: int) -> None:
+        """Tell the stage how far it is, and set the learning rates."""
+        start = self.progress.stage_start
+        if self.stage.before_step is not None:
+            self.stage.before_step((iteration - start - 1) / (self.last - start))
         for optimizer, rates in zip(self.stage.optimizers, self.stage.base_rates, strict=True):
             for group, base in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = learning_rate(self.schedule, base, iteration, self.options.warmup_iter)
+                group["lr"] = learning_rate(self.schedule, base, iteration - start, self.options.warmup_iter)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         dtype = AUTOCAST.get(self.options.precision)

@@ -1,4 +1,7 @@
-"""Learning-rate schedules as pure functions of the iteration: a resumed run needs no scheduler state."""
+"""Learning-rate schedules as pure functions of the iteration: a resumed run needs no scheduler state.
+
+``factor(step, base)`` is the learning rate over ``base``; ``step`` counts finished optimizer steps, from 0.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-
-class Schedule:
-    """A factor on the base learning rate. ``step`` counts finished optimizer steps: the first iteration has step 0."""
-
-    def factor(self, step: int, base: float) -> float:
-        """Return learning rate / ``base`` after ``step`` optimizer steps."""
-        raise NotImplementedError
+from basicsr_quant.models.base import LearningRateSchedule
 
 
-class Constant(Schedule):
+class Constant:
     """The base learning rate throughout."""
 
     def factor(self, step: int, base: float) -> float:
@@ -24,7 +21,7 @@ class Constant(Schedule):
         return 1.0
 
 
-class MultiStepLR(Schedule):
+class MultiStepLR:
     """Multiply by ``gamma`` at each milestone (iterations)."""
 
     def __init__(self, milestones: Sequence[int], gamma: float = 0.1) -> None:
@@ -36,7 +33,7 @@ class MultiStepLR(Schedule):
         return self.gamma ** sum(count for milestone, count in self.milestones.items() if milestone <= step)
 
 
-class MultiStepRestartLR(Schedule):
+class MultiStepRestartLR:
     """Multi-step decay that starts over from ``restart_weights[i]`` at ``restarts[i]``."""
 
     def __init__(self, milestones: Sequence[int], gamma: float = 0.1, restarts: Sequence[int] = (0,),
@@ -55,7 +52,7 @@ class MultiStepRestartLR(Schedule):
         return weight * self.gamma ** sum(count for m, count in self.milestones.items() if start < m <= step)
 
 
-class CosineAnnealingLR(Schedule):
+class CosineAnnealingLR:
     """Half a cosine from the base learning rate to ``eta_min`` at iteration ``T_max``."""
 
     def __init__(self, T_max: int, eta_min: float = 0.0) -> None:
@@ -68,7 +65,7 @@ class CosineAnnealingLR(Schedule):
         return low + (1 - low) * (1 + math.cos(math.pi * step / self.period)) / 2
 
 
-class CosineAnnealingRestartLR(Schedule):
+class CosineAnnealingRestartLR:
     """Half cosines one after the other, the i-th over ``periods[i]`` iterations from ``restart_weights[i]``."""
 
     def __init__(self, periods: Sequence[int], restart_weights: Sequence[float] = (1,), eta_min: float = 0.0) -> None:
@@ -88,7 +85,7 @@ class CosineAnnealingRestartLR(Schedule):
         return low + weight * (1 - low) * (1 + math.cos(math.pi * (step - start) / self.periods[index])) / 2
 
 
-def learning_rate(schedule: Schedule, base: float, iteration: int, warmup: int) -> float:
+def learning_rate(schedule: LearningRateSchedule, base: float, iteration: int, warmup: int) -> float:
     """Return the learning rate of an iteration.
 
     Args:

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
-from basicsr_quant.data.build import build_dataset, build_train_loader
+from basicsr_quant.data.build import build_dataset
 from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.engine import experiment
-from basicsr_quant.engine.checkpoint import Checkpoints, Progress, newest_valid, read_state
+from basicsr_quant.engine.checkpoint import Checkpoints, newest_valid, read_state
 from basicsr_quant.engine.datasets import open_datasets, training_set
 from basicsr_quant.engine.distributed import Process, processes
-from basicsr_quant.engine.ema import Ema
-from basicsr_quant.engine.loop import Hooks, Loop
 from basicsr_quant.engine.record import Recorder
 from basicsr_quant.engine.setup import make_deterministic, seed_everything
-from basicsr_quant.engine.validation import Validator
+from basicsr_quant.engine.stages import Training
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import remove_leftovers
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.load import effective_yaml
-from basicsr_quant.options.optimization import SCHEDULERS
 from basicsr_quant.options.types import DatasetOptions, Options
 from basicsr_quant.registry import MODELS
 
@@ -58,7 +54,7 @@ def train(options: Options, launcher: str = "none", auto_resume: bool = False) -
             experiment.save_options(folder, f"train_{options.name}", checkpoints.options_text)
         recorder = Recorder(options, process.is_main)
         try:
-            _train(options, process, checkpoints, recorder, state, data, dataset, validation_data)
+            Training(options, process, checkpoints, recorder, data, dataset, validation_data).run(state)
         finally:
             recorder.close()
     return folder
@@ -98,46 +94,3 @@ def _training_data(options: Options) -> tuple[DatasetOptions, PairedImageDataset
     key, data = training_set(options)
     read_gt = MODELS.get(options.model_type).needs_ground_truth
     return data, build_dataset(data, options.scale, "train", options.manual_seed, key, read_gt)
-
-
-def _train(options: Options, process: Process, checkpoints: Checkpoints, recorder: Recorder,
-           state: dict[str, Any] | None, data: DatasetOptions, dataset: PairedImageDataset,
-           validation_data: dict[str, PairedImageDataset]) -> None:
-    """Run the model's stage."""
-    model, settings = checkpoints.model, options.train
-    assert settings is not None
-    model.prepare_training(dataset)
-    stage = model.stage()
-    ema = Ema(model.trained[stage.label], settings.ema_decay) if settings.ema_decay else None
-    progress = checkpoints.restore(state, ema) if state is not None else Progress()
-    start, began = progress.iteration, time.monotonic()
-
-    def log(iteration: int, losses: dict[str, float]) -> None:
-        rate = stage.optimizers[0].param_groups[0]["lr"]
-        terms = "".join(f", {name} {value:.4e}" for name, value in losses.items())
-        seconds = (time.monotonic() - began) / (iteration - start)
-        left = int(seconds * (settings.total_iter - iteration))
-        logger.info("[%s] iteration %d/%d, lr %.3e%s, %.2f s/it, ETA %d:%02d:%02d", options.name, iteration,
-                    settings.total_iter, rate, terms, seconds, left // 3600, left // 60 % 60, left % 60)
-        recorder.scalars({f"losses/{name}": value for name, value in losses.items()} | {"lr": rate}, iteration)
-
-    def save(iteration: int) -> None:
-        if process.is_main:
-            checkpoints.save(progress, ema)
-        process.barrier()
-
-    validator = Validator(validation_data, model, ema, process, checkpoints, recorder, progress)
-    val_freq = options.val.val_freq if options.val is not None else settings.total_iter
-    hooks = Hooks(log, validator.validate, save, options.logger.print_freq, val_freq,
-                  options.logger.save_checkpoint_freq)
-    schedule = SCHEDULERS.build("Constant") if settings.scheduler is None else settings.scheduler.build(SCHEDULERS)
-    loop = Loop(stage, settings, schedule, process, progress, ema, hooks, options.find_unused_parameters)
-    if state is not None:
-        loop.resume()
-    logger.info("stage '%s': iterations %d to %d on %s, %d process(es)", stage.name, start + 1, settings.total_iter,
-                process.device, process.world_size)
-    loop.run(build_train_loader(
-        dataset, data, seed=options.manual_seed, total_iter=settings.total_iter, start_iteration=start,
-        rank=process.rank, world_size=process.world_size, accumulation=settings.accumulation))
-    if process.is_main:
-        checkpoints.save_networks("latest", ema, progress.iteration)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,8 +18,17 @@ from basicsr_quant.archs.self_ensemble import self_ensemble
 from basicsr_quant.archs.tiling import tiled
 from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.options.types import Options
+from basicsr_quant.quant.layers.weighted import frozen_weights
 
 Batch = dict[str, Any]
+
+
+class LearningRateSchedule(Protocol):
+    """A pure function of the iteration, so that resuming needs nothing else."""
+
+    def factor(self, step: int, base: float) -> float:
+        """Return the learning rate after ``step`` iterations over the base rate."""
+        ...
 
 
 @dataclass
@@ -31,6 +41,9 @@ class Stage:
         step: Module whose ``forward(batch)`` returns a map of scalar losses, to be summed; it is what DDP wraps.
         optimizers: One or more, over parameters of ``step``.
         after_step: Called after each optimizer step, for instance to keep bounds ordered.
+        before_step: Called before each iteration with the finished part of the stage, from 0 to below 1.
+        schedule: In place of ``train:scheduler``; sees the iteration within the stage.
+        dataset: In place of the training set.
     """
 
     name: str
@@ -38,6 +51,9 @@ class Stage:
     step: nn.Module
     optimizers: list[torch.optim.Optimizer]
     after_step: Callable[[], None] | None = None
+    before_step: Callable[[float], None] | None = None
+    schedule: LearningRateSchedule | None = None
+    dataset: PairedImageDataset | None = None
     base_rates: list[list[float]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +61,7 @@ class Stage:
 
 
 class RestorationModel(abc.ABC):
-    """A method: builds its networks, supplies a training stage, restores images, names its weights in files.
+    """A method: builds its networks, supplies training stages, restores images, names its weights in files.
 
     Args:
         options: Typed options of this method.
@@ -93,9 +109,23 @@ class RestorationModel(abc.ABC):
         """Whether images are restored as the average over eight flips and rotations."""
         return self.options.val is not None and self.options.val.self_ensemble
 
+    @property
+    def stage_lengths(self) -> Sequence[int]:
+        """Iterations of each training stage; asked for after :meth:`prepare_training`."""
+        assert self.options.train is not None
+        return (self.options.train.total_iter,)
+
     @abc.abstractmethod
-    def stage(self) -> Stage:
-        """Return the training stage."""
+    def stage(self, index: int = 0) -> Stage:
+        """Return a training stage; called when all earlier ones are done.
+
+        It sees the weights with which the stage begins, also on resume: the interrupted weights are loaded afterwards.
+        What it calibrates or caches is thus the same every time.
+        """
+
+    def inference_form(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which weights that do not change are rounded once."""
+        return frozen_weights(network)
 
     @abc.abstractmethod
     def load_pretrained(self, training: bool) -> None:
@@ -113,12 +143,14 @@ class RestorationModel(abc.ABC):
         """Return plain facts to be stored with a network."""
         return {"model_type": self.options.model_type, "scale": self.options.scale}
 
-    def restore(self, image: torch.Tensor, network: nn.Module | None = None) -> torch.Tensor:
+    def restore(self, image: torch.Tensor, network: nn.Module | None = None,
+                samples: Sequence[int] = (0,)) -> torch.Tensor:
         """Enlarge images.
 
         Args:
             image: (B, 3, H, W) float in [0, 1] on any device.
             network: Used in place of :attr:`network` (the averaged weights, say).
+            samples: Index of each image in its data set, for methods that draw noise.
 
         Returns:
             (B, 3, scale*H, scale*W) float32 on the image's device, not clamped.

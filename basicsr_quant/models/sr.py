@@ -77,15 +77,14 @@ class SRModel(RestorationModel):
             raise UserError("path:pretrain_network_g is missing; name the weights to test")
         if path.pretrain_network_g is not None:
             file = Path(path.pretrain_network_g)
-            state = importer(self.options.network_g)(load_state_dict(file, path.param_key_g))
-            apply_state_dict(self._network, state, file, path.strict_load_g)
+            self.load_state(self._network, load_state_dict(file, path.param_key_g), file, path.strict_load_g)
         self._network.eval()
 
     def prepare_training(self, dataset: PairedImageDataset) -> None:
         """Switch to training mode."""
         self._network.train()
 
-    def stage(self) -> Stage:
+    def stage(self, index: int = 0) -> Stage:
         """Return the only stage: ``optim_g`` on all parameters, ``pixel_opt``."""
         train = self.options.train
         assert train is not None
@@ -99,4 +98,8 @@ class SRModel(RestorationModel):
 
     def import_state(self, label: str, network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
         """Load weights under their published names; all must be there."""
-        apply_state_dict(network, importer(self.options.network_g)(state), path)
+        self.load_state(network, state, path, strict=True)
+
+    def load_state(self, network: nn.Module, state: dict[str, torch.Tensor], path: Path, strict: bool) -> None:
+        """Load weights under their published names; see :func:`basicsr_quant.io.weights.apply_state_dict`."""
+        apply_state_dict(network, importer(self.options.network_g)(state), path, strict)

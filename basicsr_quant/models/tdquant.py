@@ -206,7 +206,7 @@ class TDQuantModel(RestorationModel):
 
         return forward
 
-    def stage(self) -> Stage:
+    def stage(self, index: int = 0) -> Stage:
         """Return the distillation stage: ``optim_bound`` on all bounds."""
         logger.info(SIMULATED)
         train, learn = self.options.train, self.options.quant.learn

@@ -45,7 +45,7 @@ def make_loop(options: TrainOptions, **hooks: Any) -> tuple[Loop, LineStep]:
     stage = Stage("test", "g", step, [torch.optim.SGD(step.parameters(), lr=0.1)])
     hooks = {"log": lambda i, losses: None, "validate": lambda i: None, "save": lambda i: None, "print_freq": 1,
              "val_freq": 100, "save_freq": 100} | hooks
-    return Loop(stage, options, Constant(), CPU, Progress(), None, Hooks(**hooks)), step
+    return Loop(stage, options.total_iter, options, Constant(), CPU, Progress(), None, Hooks(**hooks)), step
 
 
 def test_step_is_gradient_descent() -> None:

@@ -69,7 +69,7 @@ def test_weight_that_is_not_finite_is_named() -> None:
 
 def test_ema_copies_buffers_and_leaves_the_source_alone() -> None:
     network = nn.BatchNorm1d(2)
-    ema = Ema(network, 0.9)
+    ema = Ema(network, 0.9, "g")
     with torch.no_grad():
         network.weight.fill_(3.0)
         network.running_mean.fill_(7.0)
