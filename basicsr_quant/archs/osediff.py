@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,72 @@ def build_vae(config: Mapping[str, Any] = SD21_VAE) -> nn.Module:
     return _diffusers_class("AutoencoderKL")(**config)
 
 
+def sd_unet(
+    block_out_channels: Sequence[int] = (320, 640, 1280, 1280), attention_levels: int = 3, layers_per_block: int = 2,
+    attention_head_dim: Sequence[int] = (5, 10, 20, 20), cross_attention_dim: int = 1024, latent_channels: int = 4,
+    norm_num_groups: int = 32,
+) -> nn.Module:
+    """Return a UNet of Stable Diffusion's structure with random weights; the defaults are those of 2.1-base.
+
+    Args:
+        block_out_channels: Channels of each resolution, the highest first.
+        attention_levels: How many of the first levels have transformer blocks; the middle always has one.
+        layers_per_block: Resnets of each level on the way down; one more on the way up.
+        attention_head_dim: Heads (as diffusers names them) of each level.
+        cross_attention_dim: Width of the prompt embedding.
+        latent_channels: Channels of the latent.
+        norm_num_groups: Groups of every GroupNorm.
+
+    Raises:
+        UserError: The levels do not fit together, or diffusers is not installed.
+    """
+    levels = len(block_out_channels)
+    if len(attention_head_dim) != levels or not 0 <= attention_levels <= levels:
+        raise UserError(f"network_unet: block_out_channels has {levels} levels, attention_head_dim "
+                        f"{len(attention_head_dim)} and attention_levels is {attention_levels}; make them agree")
+    attends = [level < attention_levels for level in range(levels)]
+    return build_unet({
+        **SD21_UNET, "in_channels": latent_channels, "out_channels": latent_channels,
+        "down_block_types": tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+        "block_out_channels": tuple(block_out_channels), "layers_per_block": layers_per_block,
+        "attention_head_dim": tuple(attention_head_dim), "cross_attention_dim": cross_attention_dim,
+        "norm_num_groups": norm_num_groups,
+    })
+
+
+def sd_vae(
+    block_out_channels: Sequence[int] = (128, 256, 512, 512), layers_per_block: int = 2, latent_channels: int = 4,
+    norm_num_groups: int = 32, scaling_factor: float = LATENT_FACTOR, bias_spread: float = 0.0,
+) -> nn.Module:
+    """Return a VAE of Stable Diffusion's structure with random weights; the defaults are those of 2.1-base.
+
+    Args:
+        block_out_channels: Channels of each resolution, the highest first; n levels shrink 2^(n-1) times.
+        layers_per_block: Resnets of each level of the encoder; one more in the decoder.
+        latent_channels: Channels of the latent.
+        norm_num_groups: Groups of every GroupNorm.
+        scaling_factor: Latent of the UNet over latent of the VAE.
+        bias_spread: Standard deviation of the initial biases inside, for training from scratch: beside constant
+            features, brightness and contrast of a patch pass the normalizations; 0 = as diffusers has them.
+
+    Raises:
+        UserError: Diffusers is not installed.
+    """
+    levels = len(block_out_channels)
+    vae = build_vae({
+        **SD21_VAE, "latent_channels": latent_channels, "block_out_channels": tuple(block_out_channels),
+        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "layers_per_block": layers_per_block, "norm_num_groups": norm_num_groups, "scaling_factor": scaling_factor,
+    })
+    if bias_spread:
+        inner = [layer for name, layer in vae.named_modules() if not name.endswith(("quant_conv", "conv_out"))]
+        for layer in inner:
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                nn.init.normal_(layer.bias, std=bias_spread)
+    return vae
+
+
 def _diffusers_class(name: str) -> Any:
     load_torchvision()
     try:
@@ -90,17 +156,18 @@ def noise_schedule(steps: int = 1000, first: float = 0.00085, last: float = 0.01
     return torch.cumprod(1 - betas, dim=0)
 
 
-def clean_latent(latent: Tensor, noise: Tensor) -> Tensor:
-    """Return x0 = (z - sqrt(1 - a) eps) / sqrt(a) at t = 999, computed in float64, in the dtype of ``latent``.
+def clean_latent(latent: Tensor, noise: Tensor, alpha_bar: float = ALPHA_BAR) -> Tensor:
+    """Return x0 = (z - sqrt(1 - a) eps) / sqrt(a), computed in float64, in the dtype of ``latent``.
 
     Args:
-        latent: z, (B, 4, h, w), scaled by 0.18215.
+        latent: z, (B, C, h, w), in the UNet's scale.
         noise: eps, the UNet's output, of the same shape.
+        alpha_bar: a, of the timestep; by default of t = 999.
 
     Source: OSEDiff eq. 4 in its closed form; PassionSR specification 1.2.
     """
-    difference = latent.double() - math.sqrt(1 - ALPHA_BAR) * noise.double()
-    return (difference / math.sqrt(ALPHA_BAR)).to(latent.dtype)
+    difference = latent.double() - math.sqrt(1 - alpha_bar) * noise.double()
+    return (difference / math.sqrt(alpha_bar)).to(latent.dtype)
 
 
 def concat_splits(unet: Any) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_ke
 from basicsr_quant.quant.calibrate import calibrate, check_bounds, named_quantizers
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
+from basicsr_quant.quant.sequential import calibrate_in_order
 from basicsr_quant.registry import LOSSES
 
 logger = logging.getLogger("basicsr_quant")
@@ -150,6 +152,10 @@ class TDQuantModel(RestorationModel):
                 raise UserError(f"bit: {options.bit} is asked for, but '{path}' was quantized to {found} bits at "
                                 f"'{name}'; set bit={found} or leave it out")
             quantizer.set_bits(found)
+            bound = state.get(f"{name}.lower_bound", quantizer.lower_bound)
+            if bound.numel() != quantizer.lower_bound.numel() and 1 in (bound.numel(), quantizer.lower_bound.numel()):
+                per = "tensor" if bound.numel() == 1 else "channel"
+                raise UserError(f"'{path}' has bounds per {per} at '{name}'; set quant:weight_per={per}")
         apply_state_dict(self._network, state, path, options.path.strict_load_Q)
         check_bounds(self._network, f"'{path}'", options.quant.allow_degenerate_bounds)
         self._calibrated = True
@@ -183,11 +189,14 @@ class TDQuantModel(RestorationModel):
     def _calibrate(self, patches: CalibrationSet) -> None:
         wanted = self.options.quant.calibration
         self._calibration_digest = patches.digest
-        batches = list(patches.lq.to(self.device, self.dtype).split(wanted.batch_size))
+        sequential = wanted.order == "sequential"
+        size = len(patches.lq) if sequential and not wanted.groups else wanted.batch_size
+        batches = list(patches.lq.to(self.device, self.dtype).split(size))
         if wanted.train_mode:
             self._network.train()
-        calibrate(self._network, batches, forward=self._with_draws(batches), on_progress=reporter("calibration"),
-                  allow_degenerate=self.options.quant.allow_degenerate_bounds)
+        method = functools.partial(calibrate_in_order, groups=wanted.groups) if sequential else calibrate
+        method(self._network, batches, forward=self._with_draws(batches), on_progress=reporter("calibration"),
+               allow_degenerate=self.options.quant.allow_degenerate_bounds)
         self._network.eval()
         self._calibrated = True
 

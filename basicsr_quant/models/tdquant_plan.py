@@ -19,8 +19,8 @@ ONE_SIDED = "one_sided"
 def plan_of(options: TDQuantOptions, bits: int | None = None) -> QuantPlan:
     """Return the plan of the options: ``quant:plan``, or the default one of SwinIR.
 
-    Lines may leave out bits and observer, which are then those of the options; ``observer: one_sided`` stands for
-    ``quant:one_sided_observer``.
+    Lines may leave out bits, observer and, for weights, ``per``, which are then those of the options; ``observer:
+    one_sided`` stands for ``quant:one_sided_observer``.
 
     Args:
         options: Typed options.
@@ -31,7 +31,7 @@ def plan_of(options: TDQuantOptions, bits: int | None = None) -> QuantPlan:
     """
     quant = options.quant
     width: dict[str, Any] = {} if (bits or options.bit) is None else {"bits": options.bit or bits}
-    defaults = {"weight": {**width, "observer": quant.weight_observer},
+    defaults = {"weight": {**width, "observer": quant.weight_observer, "per": quant.weight_per},
                 "activation": {**width, "observer": quant.activation_observer}}
     lines = quant.plan
     if lines is None:

@@ -27,6 +27,7 @@ from basicsr_quant.quant.foreign import (
 )
 from basicsr_quant.quant.layers.weighted import QuantWeighted
 from basicsr_quant.quant.quantizer import Quantizer
+from basicsr_quant.quant.split_quantizer import SplitQuantizer
 
 BITS_OF_FLOAT = 32
 
@@ -68,7 +69,7 @@ class Account:
     Attributes:
         layers: In order of execution.
         parameters: Name -> number of elements of every parameter that is no bound.
-        codes: Name of a weight quantizer -> (elements, bits).
+        codes: Name of a weight's or bias's quantizer -> (elements, bits).
         bounds: Number of bound scalars.
     """
 
@@ -138,7 +139,9 @@ class _Count(TorchFunctionMode):
         per_output = weight[0].numel()
         macs, shape = result.numel() * per_output, tuple(weight.shape)
         count = LayerCount(self._places.module, kind, macs, _size(module), shape=shape)
-        if isinstance(module, QuantWeighted):
+        if isinstance(module, QuantWeighted) and weight.shape != module.weight.shape:
+            count = LayerCount(f"{count.name}:border", kind, macs, shape=shape)  # the offset's term, in floating point
+        elif isinstance(module, QuantWeighted):
             rounded = module.weight_quantizer
             count = LayerCount(count.name, kind, count.macs, count.parameters, weight.numel() if rounded else 0,
                                _bits(rounded), _bits(module.activation_quantizer), count.shape)
@@ -167,7 +170,7 @@ def _size(module: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in module.named_parameters(recurse=False))
 
 
-def _bits(quantizer: Quantizer | None) -> int:
+def _bits(quantizer: Quantizer | SplitQuantizer | None) -> int:
     return BITS_OF_FLOAT if quantizer is None else quantizer.bits
 
 
@@ -191,5 +194,7 @@ def account(model: nn.Module, shape: Sequence[int]) -> Account:
     for name, module in model.named_modules():
         if isinstance(module, QuantWeighted) and module.weight_quantizer is not None:
             codes[f"{name}.weight_quantizer"] = (module.weight.numel(), module.weight_quantizer.bits)
+        if isinstance(module, QuantWeighted) and module.bias_quantizer is not None and module.bias is not None:
+            codes[f"{name}.bias_quantizer"] = (module.bias.numel(), module.bias_quantizer.bits)
     scalars = sum(bound.numel() for _, quantizer in named_quantizers(model) for bound in quantizer.parameters())
     return Account(list(counter.found.values()), parameters, codes, scalars)

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fnmatch
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from basicsr_quant.quant.calibrate import named_quantizers
+from basicsr_quant.quant.quantizer import Quantizer
+
+EVERYWHERE = ("*",)
 
 
-def bound_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return all lower and upper bounds, in module order, after switching off the gradients of everything else."""
+def bound_parameters(model: nn.Module, where: Sequence[str] = EVERYWHERE) -> list[nn.Parameter]:
+    """Return lower and upper bounds, in module order, after switching off the gradients of everything else.
+
+    Args:
+        model: Prepared model.
+        where: fnmatch patterns; a quantizer is taken if any of them matches its name.
+    """
     model.requires_grad_(False)
-    quantizers = [quantizer for _, quantizer in named_quantizers(model)]
+    quantizers = _quantizers(model, where)
     bounds = [bound for quantizer in quantizers for bound in (quantizer.lower_bound, quantizer.upper_bound)]
     for bound in bounds:
         bound.requires_grad_(True)
     return bounds
 
 
-def range_scales(model: nn.Module) -> list[torch.Tensor]:
+def range_scales(model: nn.Module, where: Sequence[str] = EVERYWHERE) -> list[torch.Tensor]:
     """Return, for each parameter of :func:`bound_parameters`, the present width of its quantizer's range."""
     return [(quantizer.upper_bound - quantizer.lower_bound).detach().clone()
-            for _, quantizer in named_quantizers(model) for _ in range(2)]
+            for quantizer in _quantizers(model, where) for _ in range(2)]
+
+
+def matches(name: str, where: Sequence[str]) -> bool:
+    """Whether any of the fnmatch patterns matches a module's name; ``*`` matches dots too."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in where)
+
+
+def _quantizers(model: nn.Module, where: Sequence[str]) -> list[Quantizer]:
+    return [quantizer for name, quantizer in named_quantizers(model) if matches(name, where)]
 
 
 class RelativeSteps:

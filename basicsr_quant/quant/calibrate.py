@@ -33,22 +33,45 @@ def set_state(model: nn.Module, state: State) -> None:
 
 
 @dataclass
-class _Watch:
-    """One quantizer under observation."""
+class Watch:
+    """One quantizer under observation.
+
+    Attributes:
+        name: Of the quantizer.
+        quantizer: Whose watcher this is.
+        observer: Is shown what the quantizer sees.
+        followers: Quantizers that get the same bounds.
+        number: Of the observer's pass.
+        at_once: Whether the first tensor is all that there is, so that the observer gets all its passes over it.
+        calls: Tensors seen.
+    """
 
     name: str
     quantizer: Quantizer
     observer: Observer
+    followers: Sequence[Quantizer] = ()
     number: int = 0
     at_once: bool = False
     calls: int = 0
 
     def __call__(self, x: torch.Tensor) -> None:
+        """Show a tensor to the observer."""
         self.calls += 1
         if not self.at_once:
             self.observer.update(x, self.number)
         elif self.calls == 1:
             run_passes(self.observer, [x])
+
+    def take_bounds(self) -> None:
+        """Set the bounds of the quantizer and of its followers to what the observer says.
+
+        Raises:
+            UserError: It saw no data.
+        """
+        if not self.observer.seen:
+            raise UserError(f"calibration: '{self.name}' saw no data; is its module part of the forward pass?")
+        for quantizer in (self.quantizer, *self.followers):
+            quantizer.set_bounds(*self.observer.bounds())
 
 
 def run_passes(observer: Observer, tensors: Sequence[torch.Tensor]) -> None:
@@ -98,40 +121,58 @@ def calibrate(model: nn.Module, batches: Sequence[torch.Tensor], *,
     if not same_everywhere(len(batches), next(model.parameters()).device):
         raise UserError("calibration: processes have different numbers of batches; give each the same")
     forward = forward or model
-    _calibrate_weights(model)
-    weights = {id(layer.weight_quantizer) for _, layer in weighted_layers(model)}
-    watches = [_Watch(name, quantizer, make_observer(quantizer, name), at_once=len(batches) == 1)
-               for name, quantizer in named_quantizers(model)
-               if id(quantizer) not in weights and quantizer.followed is None]
+    calibrate_weights(model)
+    watches = watches_of(model, at_once=len(batches) == 1)
     set_state(model, State.OFF)
+    observe(watches, batches, forward, on_progress)
     for watch in watches:
-        watch.quantizer.state, watch.quantizer.watcher = State.OBSERVE, watch
-    try:
-        _observe(watches, batches, forward, on_progress)
-    finally:
-        for watch in watches:
-            watch.quantizer.watcher = None
-    for watch in watches:
-        if not watch.observer.seen:
-            raise UserError(f"calibration: '{watch.name}' saw no data; is its module part of the forward pass?")
-        watch.quantizer.set_bounds(*watch.observer.bounds())
-    for _, quantizer in named_quantizers(model):
-        if quantizer.followed is not None:
-            quantizer.set_bounds(quantizer.followed.lower_bound, quantizer.followed.upper_bound)
+        watch.take_bounds()
     set_state(model, State.QUANTIZE)
     check_bounds(model, "calibration", allow_degenerate)
 
 
-def _calibrate_weights(model: nn.Module) -> None:
+def calibrate_weights(model: nn.Module) -> None:
+    """Set the bounds of all quantizers of parameters."""
     for name, layer in weighted_layers(model):
-        if layer.weight_quantizer is not None:
-            observer = make_observer(layer.weight_quantizer, f"{name}.weight_quantizer")
-            run_passes(observer, [layer.weight.detach()])
-            layer.weight_quantizer.set_bounds(*observer.bounds())
+        for part, quantizer, tensor in layer.rounded_parameters():
+            observer = make_observer(quantizer, f"{name}.{part}")
+            run_passes(observer, [tensor])
+            quantizer.set_bounds(*observer.bounds())
 
 
-def _observe(watches: list[_Watch], batches: Sequence[torch.Tensor], forward: Callable[[torch.Tensor], object],
-             on_progress: Callable[[int, int], None] | None) -> None:
+def watches_of(model: nn.Module, at_once: bool) -> list[Watch]:
+    """Return a watch for each quantizer of activations that is calibrated by itself, in module order."""
+    weights = {id(quantizer) for _, layer in weighted_layers(model) for _, quantizer, _ in layer.rounded_parameters()}
+    followers: dict[int, list[Quantizer]] = {}
+    for _, quantizer in named_quantizers(model):
+        if quantizer.followed is not None:
+            followers.setdefault(id(quantizer.followed), []).append(quantizer)
+    return [Watch(name, quantizer, make_observer(quantizer, name), followers.get(id(quantizer), ()), at_once=at_once)
+            for name, quantizer in named_quantizers(model)
+            if id(quantizer) not in weights and quantizer.followed is None]
+
+
+def observe(watches: list[Watch], batches: Sequence[torch.Tensor], forward: Callable[[torch.Tensor], object],
+            on_progress: Callable[[int, int], None] | None) -> None:
+    """Show the observers what their quantizers see, in forward passes in which these round nothing.
+
+    Args:
+        watches: The quantizers; they are off afterwards.
+        batches: See :func:`calibrate`.
+        forward: Runs the model on one batch.
+        on_progress: Called with (forwards done, forwards to do).
+    """
+    for watch in watches:
+        watch.quantizer.state, watch.quantizer.watcher = State.OBSERVE, watch
+    try:
+        _in_passes(watches, batches, forward, on_progress)
+    finally:
+        for watch in watches:
+            watch.quantizer.state, watch.quantizer.watcher = State.OFF, None
+
+
+def _in_passes(watches: list[Watch], batches: Sequence[torch.Tensor], forward: Callable[[torch.Tensor], object],
+               on_progress: Callable[[int, int], None] | None) -> None:
     done = 0
     if len(batches) == 1:
         forward(batches[0])
@@ -156,7 +197,7 @@ def _observe(watches: list[_Watch], batches: Sequence[torch.Tensor], forward: Ca
                 watch.observer.finish(number)
 
 
-def _seen_in_parts(watches: list[_Watch]) -> list[_Watch]:
+def _seen_in_parts(watches: list[Watch]) -> list[Watch]:
     """Switch off all quantizers; return those that saw several tensors in one forward, to be observed in passes."""
     again = []
     for watch in watches:

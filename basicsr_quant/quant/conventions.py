@@ -6,6 +6,7 @@ import fnmatch
 from dataclasses import dataclass, field
 
 from basicsr_quant.quant.accounting import BITS_OF_FLOAT, Account, LayerCount
+from basicsr_quant.quant.binary.accounting import StepAccount
 
 
 @dataclass(frozen=True)
@@ -72,3 +73,73 @@ def swinir_light_conventions(scale: int) -> list[Convention]:
                    factors={"conv_after_body": 1 / 3, "upsample.0": 1 / scale**2},
                    counted_norms=("*.norm1", "*.norm2", "patch_embed.norm")),
     ]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A count in two parts.
+
+    Attributes:
+        full: What is in full precision.
+        binary: What is binary, by its share.
+    """
+
+    full: float
+    binary: float
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.full + self.binary
+
+    def printed(self, unit: float) -> float:
+        """Return the number of a published table: both parts in ``unit`` rounded to two decimals, then added.
+
+        Rounding the sum gives the same in all but two rows: the published 4.10 M of the ablation's ``Add`` is
+        2.65 + 1.45 (sum: 4.094), the 4.82 M of BBCU 2.82 + 2.00 (sum: 4.813). That the parts were rounded is inferred
+        from this; no text says so.
+        """
+        return round(round(self.full / unit, 2) + round(self.binary / unit, 2), 2)
+
+
+@dataclass(frozen=True)
+class StepConvention:
+    """A way to count the parameters and operations of one denoising step.
+
+    A multiply-accumulate in full precision is one operation.
+
+    Attributes:
+        name: Shown in tables.
+        source: Where it comes from.
+        binary_parameter: What a binary weight counts.
+        binary_operation: What a multiply-accumulate of two binary operands counts.
+        normalized: Operations per element of a normalization.
+        resized: Operations per element of a nearest-neighbour resizing.
+    """
+
+    name: str
+    source: str
+    binary_parameter: float
+    binary_operation: float
+    normalized: float
+    resized: float
+
+    def parameters(self, step: StepAccount) -> Parts:
+        """Return the parameters of a network; scales of binary weights are not counted."""
+        return Parts(step.float_parameters, step.binary_parameters * self.binary_parameter)
+
+    def operations(self, step: StepAccount) -> Parts:
+        """Return the operations of one step; activations, sums, biases and shuffles are not counted."""
+        others = step.normalized * self.normalized + step.resized * self.resized
+        return Parts(step.float_macs + others, step.binary_macs * self.binary_operation)
+
+
+BI_DIFFSR = StepConvention(
+    name="BI-DiffSR, as published",
+    source="fvcore's counts; binary weights / 32, binary operations / 64",
+    binary_parameter=1 / BITS_OF_FLOAT,
+    binary_operation=1 / 64,
+    normalized=5,
+    resized=1,
+)
+"""Source: BI-DiffSR, section 4.1; specification 5."""

@@ -15,7 +15,7 @@ from basicsr_quant.quant.reduction import reduce_
 SMALLEST_MAXIMUM = 1e-5
 
 
-def initial_scale(divided: torch.Tensor, multiplied: torch.Tensor, exponent: float = 0.3) -> torch.Tensor:
+def initial_scale(divided: torch.Tensor, multiplied: torch.Tensor, exponent: float) -> torch.Tensor:
     """Return (a / b)^exponent, both maxima at least 1e-5.
 
     Args:
@@ -31,8 +31,8 @@ def initial_scale(divided: torch.Tensor, multiplied: torch.Tensor, exponent: flo
 class _Estimate:
     """The scale of one place, kept up to date while tensors pass."""
 
-    def __init__(self, scale: Scale, exponent: float, momentum: float | None) -> None:
-        self.scale, self.exponent, self.momentum = scale, exponent, momentum
+    def __init__(self, scale: Scale, momentum: float | None) -> None:
+        self.scale, self.momentum = scale, momentum
         self.largest: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @torch.no_grad()
@@ -42,7 +42,7 @@ class _Estimate:
         if self.largest is not None and self.momentum is None:
             divided, multiplied = torch.maximum(divided, self.largest[0]), torch.maximum(multiplied, self.largest[1])
         self.largest = divided, multiplied
-        new = initial_scale(divided, multiplied, self.exponent)
+        new = initial_scale(divided, multiplied, self.scale.alpha)
         if first or self.momentum is None:
             self.scale.value.copy_(new)
         else:
@@ -50,19 +50,18 @@ class _Estimate:
 
 
 @contextmanager
-def estimate_scales(model: nn.Module, exponent: float = 0.3, momentum: float | None = None) -> Iterator[None]:
+def estimate_scales(model: nn.Module, momentum: float | None = None) -> Iterator[None]:
     """Context in which every forward of ``model`` updates the scales, before they are used.
 
     Args:
-        model: With LET layers or attentions.
-        exponent: See :func:`initial_scale`; ``s_alpha`` of the published options.
+        model: With transformed layers or smoothed attentions.
         momentum: None takes the maxima over all batches. A number keeps that share of the old scale at every batch
             after the first (released code: 0.9).
 
     Raises:
         UserError: On leaving, if a scale saw no data, or the model has none.
     """
-    estimates = {name: _Estimate(module, exponent, momentum) for name, module in model.named_modules()
+    estimates = {name: _Estimate(module, momentum) for name, module in model.named_modules()
                  if isinstance(module, Scale)}
     if not estimates:
         raise UserError("the model has no equivalent transformation whose scales could be estimated")

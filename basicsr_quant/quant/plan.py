@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from basicsr_quant.errors import UserError
-from basicsr_quant.quant.recipe import Recipe
+from basicsr_quant.quant.recipe import ATTENTION_KEYS, MODULE_KEYS, PRODUCT_KEYS, Recipe
 
-OPERATIONS = ("matmul", "softmax")
+PRODUCTS = ("matmul", "softmax")
+ATTENTION = "attention"
+_OWNERS = {MODULE_KEYS: "modules", PRODUCT_KEYS: "op: lines", ATTENTION_KEYS: "op:attention lines"}
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,9 @@ class PlanLine:
 
     Attributes:
         pattern: fnmatch pattern on module names; for an operation, on the name of the module that executes it.
-        operation: ``matmul`` or ``softmax`` for tensors that are no module's input, or None for modules. With ``#n`` it
-            is the n-th (from 0) such operation in one call of the module.
+        operation: ``matmul`` or ``softmax`` for tensors that are no module's input, ``attention`` for both products of
+            diffusers' attention modules, or None for modules. With ``#n`` it is the n-th (from 0) such operation in one
+            call of the module.
         recipe: What to do.
     """
 
@@ -70,15 +73,15 @@ class QuantPlan:
 
     @property
     def has_operations(self) -> bool:
-        """Whether some line is about an operation, for which an example input is needed."""
-        return any(line.operation and line.recipe for line in self.lines)
+        """Whether some line is about an operation that must be looked for, with an example input."""
+        return any(line.operation not in (None, ATTENTION) and line.recipe for line in self.lines)
 
     def recipe_for(self, name: str, operation: str | None = None) -> tuple[int, Recipe | None] | None:
         """Return (line index, recipe) of the first line that matches, or None if no line does.
 
         Args:
             name: Of a module.
-            operation: ``matmul#1`` and so on, or None for the module itself.
+            operation: ``matmul#1`` and so on, ``attention``, or None for the module itself.
         """
         wanted = {operation, operation.partition("#")[0]} if operation else {None}
         for index, line in enumerate(self.lines):
@@ -94,18 +97,17 @@ def _parse_line(key: str, value: Any, defaults: Mapping[str, Mapping[str, Any]] 
         operation, _, pattern = key.removeprefix("op:").partition(" ")
         pattern = pattern.strip() or "*"
         kind, number, order = operation.partition("#")
-        if kind not in OPERATIONS or (number and not order.isdecimal()):
-            raise UserError(f"{where}: unknown operation '{operation}'; known: {', '.join(OPERATIONS)}, "
-                            "with #n for the n-th")
+        if (kind not in PRODUCTS or (number and not order.isdecimal())) and operation != ATTENTION:
+            raise UserError(f"{where}: unknown operation '{operation}'; known: {', '.join(PRODUCTS)}, with #n for the "
+                            f"n-th, and {ATTENTION}")
     if value is None or value == "none":
         return PlanLine(pattern, None, operation)
     recipe = Recipe.parse(value, where, defaults)
-    misplaced = ("weight", "activation") if operation else ("lhs", "rhs")
-    for name in misplaced:
-        if getattr(recipe, name) is not None:
-            raise UserError(f"{where}: '{name}' belongs to {'modules' if operation else 'op: lines'}")
-    if operation and recipe.split_out > 1:
-        raise UserError(f"{where}: 'split_out' belongs to modules")
+    belonging = MODULE_KEYS if operation is None else ATTENTION_KEYS if operation == ATTENTION else PRODUCT_KEYS
+    for name in recipe.present():
+        if name not in belonging:
+            owner = next(owner for keys, owner in _OWNERS.items() if name in keys)
+            raise UserError(f"{where}: '{name}' belongs to {owner}")
     if operation and operation.startswith("softmax") and recipe.rhs is not None:
         raise UserError(f"{where}: a softmax has one operand, 'lhs'; its map is an operand of the product that follows")
     return PlanLine(pattern, recipe, operation)

@@ -21,6 +21,7 @@ class State(enum.Enum):
     OBSERVE = "observe"
     QUANTIZE = "quantize"
     DYNAMIC = "dynamic"
+    FOLLOW = "follow"
 
 
 class Quantizer(nn.Module):
@@ -28,7 +29,7 @@ class Quantizer(nn.Module):
 
     The bounds are parameters ``lower_bound`` and ``upper_bound``, NaN until something sets them. In state ``observe``
     the tensor goes to ``watcher`` and passes unchanged; ``quantize`` rounds it; ``dynamic`` rounds it between its own
-    extremes; ``off`` does nothing.
+    extremes; ``follow`` shows it to ``watcher``, which may set the bounds, and then rounds it; ``off`` does nothing.
 
     Args:
         recipe: Bits, grid, granularity, observer.
@@ -72,9 +73,9 @@ class Quantizer(nn.Module):
             return self.fake_quantize(x, self.lower_bound, self.upper_bound)
         if self.state is State.DYNAMIC:
             return self.fake_quantize(x, *extremes(x, self.channel_axis, self.lower_bound.shape))
-        if self.state is State.OBSERVE and self.watcher is not None:
+        if self.state is not State.OFF and self.watcher is not None:
             self.watcher(x.detach())
-        return x
+        return self.fake_quantize(x, self.lower_bound, self.upper_bound) if self.state is State.FOLLOW else x
 
     def fake_quantize(self, x: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
         """Return ``x`` rounded to the grid between the given bounds."""

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from basicsr_quant.errors import UserError
 from basicsr_quant.quant.grids.base import Grid
 from basicsr_quant.quant.observers.base import Target
-from basicsr_quant.registry import OBSERVERS, QUANTIZERS, nearest
+from basicsr_quant.quant.recipe_parts import Let, Smooth, SplitIn, checked_table
+from basicsr_quant.registry import OBSERVERS, QUANTIZERS
 
 GRANULARITIES = ("tensor", "channel")
+MODULE_KEYS = ("weight", "activation", "bias", "split_out", "split_in", "let")
+PRODUCT_KEYS = ("lhs", "rhs")
+ATTENTION_KEYS = ("query", "key", "map", "value", "smooth")
+_TENSORS = ("weight", "activation", "bias", "lhs", "rhs", "query", "key", "map", "value")
+_PARTS: Mapping[str, type[SplitIn] | type[Let] | type[Smooth]] = {"split_in": SplitIn, "let": Let, "smooth": Smooth}
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class TensorRecipe:
         Raises:
             UserError: Unknown key, bits out of range, unknown granularity or name, arguments that do not suit.
         """
-        table = _table(value, cls, where)
+        table = checked_table(value, cls, where)
         bits = table.get("bits")
         if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
             raise UserError(f"{where}: bits must be an integer from 1 to 8, found {bits!r}")
@@ -86,16 +92,32 @@ class Recipe:
     Attributes:
         weight: Of a Linear or Conv2d.
         activation: The module's input, or the tensor that an operand passes on.
+        bias: Of a Linear or Conv2d, with one pair of bounds.
         split_out: Cut a Linear's rows into this many equal parts with quantizers of their own (a fused qkv: 3).
+        split_in: Cut input and weight in two along the input channels.
+        let: Transform the input equivalently before it is rounded.
         lhs: Left operand of a matrix product, or input of a softmax.
         rhs: Right operand of a matrix product.
+        query: Left operand of attention's first product.
+        key: Right operand of attention's first product.
+        map: Left operand of attention's second product, the softmax's output.
+        value: Right operand of attention's second product.
+        smooth: Balance the operands of attention before they are rounded.
     """
 
     weight: TensorRecipe | None = None
     activation: TensorRecipe | None = None
+    bias: TensorRecipe | None = None
     split_out: int = 1
+    split_in: SplitIn | None = None
+    let: Let | None = None
     lhs: TensorRecipe | None = None
     rhs: TensorRecipe | None = None
+    query: TensorRecipe | None = None
+    key: TensorRecipe | None = None
+    map: TensorRecipe | None = None
+    value: TensorRecipe | None = None
+    smooth: Smooth | None = None
 
     @classmethod
     def parse(cls, value: Any, where: str, defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
@@ -104,46 +126,51 @@ class Recipe:
         Args:
             value: Map of the fields of this class, each tensor's recipe a map again.
             where: Names the line.
-            defaults: ``weight`` and ``activation`` -> keys for tensor recipes that leave them out.
+            defaults: ``weight`` (for biases too) and ``activation`` -> keys for tensor recipes that leave them out.
 
         Raises:
-            UserError: Unknown key or bad value; ``where`` names the line.
+            UserError: Unknown key, bad value or impossible combination; ``where`` names the line.
         """
-        table = _table(value, cls, where, extra=("bias",))
-        if table.get("bias", "none") not in ("none", None):
-            raise UserError(f"{where}:bias: biases stay in full precision; write 'none'")
-        split = table.get("split_out", 1)
+        given = {name: item for name, item in checked_table(value, cls, where).items() if item not in (None, "none")}
+        split = given.get("split_out", 1)
         if isinstance(split, bool) or not isinstance(split, int) or split < 1:
             raise UserError(f"{where}:split_out must be a positive integer, found {split!r}")
-        parts = {}
-        for name in ("weight", "activation", "lhs", "rhs"):
-            if table.get(name) not in (None, "none"):
-                given = _table(table[name], TensorRecipe, f"{where}:{name}")
-                default = (defaults or {}).get("weight" if name == "weight" else "activation", {})
-                parts[name] = TensorRecipe.parse({**default, **given}, f"{where}:{name}")
-                if parts[name].per == "channel" and name != "weight":
-                    raise UserError(f"{where}:{name}: only weights have bounds per channel; write 'per: tensor'")
-        return cls(split_out=split, **parts)
+        tensors: dict[str, Any] = {name: _tensor(name, given[name], where, defaults or {})
+                                   for name in _TENSORS if name in given}
+        parts: dict[str, Any] = {name: struct.parse(given[name], f"{where}:{name}")
+                                 for name, struct in _PARTS.items() if name in given}
+        for name in ("split_in", "let"):
+            if split > 1 and name in parts:
+                raise UserError(f"{where}: 'split_out' cannot be combined with '{name}'; leave one of them out")
+        if "split_in" in parts and not {"weight", "activation"} & tensors.keys():
+            raise UserError(f"{where}: 'split_in' cuts what is quantized; add a 'weight' or an 'activation'")
+        return cls(split_out=split, **tensors, **parts)
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain types that :meth:`parse` reads back."""
         table: dict[str, Any] = {"split_out": self.split_out} if self.split_out > 1 else {}
-        for name in ("weight", "activation", "lhs", "rhs"):
-            recipe: TensorRecipe | None = getattr(self, name)
-            if recipe is not None:
-                entry = asdict(recipe)
-                for spec in ("grid", "observer"):
+        for name in (*_TENSORS, *_PARTS):
+            part = getattr(self, name)
+            if part is not None:
+                entry = asdict(part)
+                for spec in ("grid", "observer") if name in _TENSORS else ():
                     entry[spec] = {"type": entry[spec]["type"], **entry[spec]["arguments"]}
                 table[name] = entry
         return table
 
+    def present(self) -> list[str]:
+        """Return the names of the fields that say something."""
+        return [name for name in (*_TENSORS, *_PARTS) if getattr(self, name) is not None] + (
+            ["split_out"] if self.split_out > 1 else [])
 
-def _table(value: Any, struct: type, where: str, extra: tuple[str, ...] = ()) -> Mapping[str, Any]:
-    """Return a map whose keys are all fields of ``struct``."""
-    if not isinstance(value, Mapping):
-        raise UserError(f"{where}: expected a map, found {value!r}")
-    known = [item.name for item in fields(struct)] + list(extra)
-    for key in value:
-        if key not in known:
-            raise UserError(f"{where}: unknown key '{key}'{nearest(str(key), known)}")
-    return value
+
+def _tensor(name: str, value: Any, where: str, defaults: Mapping[str, Mapping[str, Any]]) -> TensorRecipe:
+    """Return one tensor's recipe; a bias takes the weight's defaults, but for their granularity."""
+    given = checked_table(value, TensorRecipe, f"{where}:{name}")
+    default = dict(defaults.get("weight" if name in ("weight", "bias") else "activation", {}))
+    if name == "bias":
+        default.pop("per", None)
+    recipe = TensorRecipe.parse({**default, **given}, f"{where}:{name}")
+    if recipe.per == "channel" and name != "weight":
+        raise UserError(f"{where}:{name}: only weights have bounds per channel; write 'per: tensor'")
+    return recipe

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from basicsr_quant.quant import fast
 from basicsr_quant.quant.calibrate import run_passes
 from basicsr_quant.quant.grids.float_offset import FloatOffsetGrid
 from basicsr_quant.quant.observers import fast_histogram
+from basicsr_quant.quant.observers import histogram as histogram_module
 from basicsr_quant.quant.observers.base import Target
 from basicsr_quant.quant.observers.dobi import DobiObserver
 from basicsr_quant.quant.observers.histogram import Histogram
@@ -48,7 +50,7 @@ def x(request: pytest.FixtureRequest) -> torch.Tensor:
 def plain(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Context in which numba is off."""
     def switch(off: bool) -> None:
-        monkeypatch.setenv(fast_histogram.SWITCH, "0" if off else "1")
+        monkeypatch.setenv(fast.SWITCH, "0" if off else "1")
 
     return switch
 
@@ -153,13 +155,14 @@ def test_without_numba_or_with_a_broken_one() -> None:
     script = (
         "import importlib.util, sys, logging, torch\n"
         "logging.basicConfig(format='%(message)s')\n"
-        "from basicsr_quant.quant.observers import fast_histogram as fast\n"
+        "from basicsr_quant.quant import fast\n"
+        "from basicsr_quant.quant.observers.fast_histogram import usable\n"
         "if sys.argv[1] == 'absent':\n"
         "    fast.importlib.util.find_spec = lambda name: None\n"
         "else:\n"
         "    sys.modules['numba'] = None\n"
         "    fast.importlib.util.find_spec = lambda name: object()\n"
-        "print([fast.usable(torch.zeros(1, 100000)) for _ in range(2)])\n"
+        "print([usable(torch.zeros(1, 100000)) for _ in range(2)])\n"
     )
     for state, warnings in (("absent", 0), ("broken", 1)):
         done = subprocess.run([sys.executable, "-c", script, state], check=True, capture_output=True, text=True)
@@ -186,6 +189,39 @@ def test_the_estimate_is_never_too_low_nor_further_off_than_it_says(x: torch.Ten
     assert observer._finalists is not None
     rtol = 1e-6 if bits < 8 else 1e-4  # the float32 arithmetic of the grid itself shows at 8 bits
     torch.testing.assert_close(observer.squared_error(), exact.amin(1), rtol=rtol, atol=0)
+
+
+def test_deterministic_sums_are_the_same(monkeypatch: pytest.MonkeyPatch, plain: Any) -> None:
+    """What CUDA runs under ``deterministic: true``, where bincount with weights and cumsum are refused."""
+    plain(True)
+    x = tensors()["channels"]
+    found = []
+    for on in (False, True):
+        monkeypatch.setattr(histogram_module, "deterministic", lambda values, on=on: on)
+        observer = DobiObserver(Target(3, GRID, 0))
+        run_passes(observer, [x])
+        assert observer._histogram is not None
+        found.append((observer._histogram.sums, *observer.bounds()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-12, atol=1e-9)
+    assert torch.equal(found[1][1], found[0][1]) and torch.equal(found[1][2], found[0][2])
+
+
+@pytest.mark.gpu
+def test_deterministic_search_on_a_gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x = tensors()["normal"].cuda()
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = []
+        for _ in range(2):
+            for name in ("dobi", "percentile"):
+                observer = OBSERVERS.build(name, Target(3, GRID, None))
+                run_passes(observer, [x])
+                found.append(torch.stack(observer.bounds()))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
 
 
 def test_finalists_that_cannot_win_are_not_scored() -> None:

@@ -125,7 +125,7 @@ def test_frozen_weights(prepared_perceptron) -> None:
     handle.remove()
     with pytest.raises(RuntimeError, match="boom"), frozen_weights(model):
         raise RuntimeError("boom")
-    assert model.fc1.rounded_weight is None
+    assert model.fc1.frozen is None
 
 
 def test_copy_and_state_dict_round_trip(prepared_perceptron) -> None:
@@ -152,3 +152,24 @@ def test_another_type_can_be_registered() -> None:
         assert isinstance(model[0], QuantScale)
     finally:
         del table()[Scale]
+
+
+@pytest.mark.parametrize(("module", "recipe", "message"), [
+    (nn.Conv2d(4, 4, 3), {**BOTH, "split_in": {"activation_axis": -1}}, "axis -1 of a Conv2d's input is its width"),
+    (nn.Conv2d(4, 4, 3, groups=2), {**BOTH, "split_in": {}}, "cannot cut a Conv2d with groups"),
+    (nn.Conv2d(4, 4, 3), {**BOTH, "split_in": {"at": 4}}, "split_in at 4 leaves nothing of the 4 input channels"),
+    (nn.Conv2d(1, 4, 3), {**BOTH, "split_in": {}}, "split_in at half leaves nothing"),
+    (nn.Linear(4, 4), {**BOTH, "split_in": {"at": 2}}, "its last axis; write 'activation_axis: -1'"),
+    (nn.Linear(4, 4), {**BOTH, "split_in": {"at": "concat"}}, "split_in 'concat': nothing is known to be joined"),
+])
+def test_refused_cuts(module: nn.Module, recipe: dict, message: str) -> None:
+    with pytest.raises(UserError, match=f"'0': .*{message}"):
+        prepare(nn.Sequential(module), plan({"0": recipe}))
+
+
+def test_joined_inputs_are_cut_where_they_are_joined() -> None:
+    recipe = {**BOTH, "split_in": {"at": "concat"}}
+    model = prepare(nn.Sequential(nn.Conv2d(5, 4, 3)), plan({"0": recipe}), concat_splits={"0": 2, "1": 7})
+    calibrate(model, [torch.randn(2, 5, 4, 4)])
+    assert model[0].weight_quantizer.at == model[0].activation_quantizer.at == 2
+    assert model[0].weight_quantizer.describe() == "2 x 4b float_offset/tensor"

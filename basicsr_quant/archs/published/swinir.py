@@ -101,12 +101,13 @@ def export_2dquant(
     """Turn our quantized state dict into the published one.
 
     Args:
-        state: Our names; every quantizer has ``lower_bound`` and ``upper_bound`` of one element.
+        state: Our names; every quantizer has ``lower_bound`` and ``upper_bound``, of one element as published or one
+            for each channel.
         bits: Bit-width of every quantizer by its name in our module tree.
         network_options: See :func:`export_swinir`.
 
     Returns:
-        Published names, bounds and ``n_bit`` of shape (1,), with the network's buffers.
+        Published names, single bounds and ``n_bit`` of shape (1,), with the network's buffers.
 
     Raises:
         ValueError: ``bits`` and the quantizers in ``state`` are not the same.
@@ -118,7 +119,7 @@ def export_2dquant(
     exported: State = {}
     for name, tensor in export_swinir(state, network_options).items():
         quantizer, _, last = name.rpartition(".")
-        if last in ("lower_bound", "upper_bound"):
+        if last in ("lower_bound", "upper_bound") and tensor.numel() == 1:
             tensor = tensor.detach().reshape(1)
         exported[_rename(name, _TO_PUBLISHED)] = tensor
         if last == "upper_bound":

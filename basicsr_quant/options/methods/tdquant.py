@@ -26,6 +26,12 @@ class CalibrationOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     patch_size: Annotated[PositiveInteger, Meta(description="Side of a patch in LR pixels.")] = 64
     batch_size: Annotated[PositiveInteger, Meta(description="Patches per forward pass.")] = 8
     seed: Annotated[NaturalNumber, Meta(description="Seed of the choice of patches.")] = 0
+    order: Annotated[Literal["parallel", "sequential"], Meta(
+        description="parallel: all tensors are those of the full-precision network; sequential: in order of execution, "
+                    "each tensor computed with everything before it rounded.")] = "parallel"
+    groups: Annotated[NaturalNumber, Meta(
+        description="Sequential in so many groups of activations, within which nothing is rounded yet; 0: one by one, "
+                    "all patches in one forward pass whatever batch_size says.")] = 0
 
 
 class LearnOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,6 +66,9 @@ class QuantOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     feature_taps: Annotated[list[str] | None, Meta(
         description="Modules whose outputs are matched instead of those of the hook_per_* keys.")] = None
     calibration: Annotated[CalibrationOptions, Meta(description="Calibration patches.")] = CalibrationOptions()
+    weight_per: Annotated[Literal["tensor", "channel"], Meta(
+        description="One pair of bounds for a weight, or one for each output channel; lines of a plan may differ.")
+    ] = "tensor"
     weight_observer: Annotated[ObserverChoice, Meta(
         description="How bounds of weights are found.", extra={"registry": OBSERVERS})] = "dobi"
     activation_observer: Annotated[ObserverChoice, Meta(
@@ -132,6 +141,8 @@ def check(options: TDQuantOptions, is_train: bool) -> list[Problem]:
     if quant.bicubic and quant.upscale_only == "bicubic":
         problems.append((("quant", "upscale_only"),
                          "contradicts quant:bicubic, which is bilinear as published; leave one of the two out"))
+    if quant.calibration.groups and quant.calibration.order == "parallel":
+        problems.append((("quant", "calibration", "groups"), "needs quant:calibration:order=sequential"))
     if is_train and options.bit is None and quant.plan is None and options.cali_data_save_path is None:
         problems.append((("bit",), "is missing; set it to the bit-width to train, for example --force_yml bit=4"))
     return problems

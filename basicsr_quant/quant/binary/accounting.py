@@ -1,4 +1,4 @@
-"""What a denoising step of a binary network costs, as BI-DiffSR's paper counts it, and as it is."""
+"""What a denoising step of a binary or full-precision diffusion network holds and computes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from basicsr_quant.quant.accounting import BITS_OF_FLOAT, Account, LayerCount, account
+from basicsr_quant.quant.accounting import Account, LayerCount, account
 from basicsr_quant.quant.binary.conv2d import binary_layers
 
-OPERATIONS_PER_BINARY = 1 / 64
-OPERATIONS_PER_NORMALIZED = 5
 _PREFIX = "network."
 
 
@@ -29,26 +27,14 @@ class StepAccount:
     resized: int
 
     @property
-    def paper_parameters(self) -> float:
-        """Parameters as published: a binary weight counts 1/32, its scale nothing.
-
-        Source: BI-DiffSR section 4.1; specification 5.1.
-        """
-        binary = self.account.quantized_parameters
-        return self.account.total_parameters - binary + binary / BITS_OF_FLOAT
+    def binary_parameters(self) -> int:
+        """Weights of binary convolutions."""
+        return self.account.quantized_parameters
 
     @property
-    def paper_operations(self) -> float:
-        """Operations as published: fvcore's counts, a binary multiply-accumulate counting 1/64.
-
-        A multiply-accumulate is one operation, a normalized element five, a resized one one, all others none.
-
-        Source: BI-DiffSR section 4.1; specification 5.2.
-        """
-        layers = self.account.layers
-        norms = sum(layer.macs for layer in layers if layer.kind == "norm")
-        return (self.float_macs + self.binary_macs * OPERATIONS_PER_BINARY + norms * OPERATIONS_PER_NORMALIZED
-                + self.resized)
+    def float_parameters(self) -> int:
+        """All other parameters, without the scales, which follow from the weights."""
+        return self.account.total_parameters - self.binary_parameters
 
     @property
     def binary_macs(self) -> int:
@@ -59,6 +45,11 @@ class StepAccount:
     def float_macs(self) -> int:
         """All other multiply-accumulates."""
         return self.account.macs - self.binary_macs
+
+    @property
+    def normalized(self) -> int:
+        """Elements that normalizations put out."""
+        return sum(layer.macs for layer in self.account.layers if layer.kind == "norm")
 
 
 class _DenoisingStep(nn.Module):

@@ -44,8 +44,9 @@ class RPReLU(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform (B, C, H, W); the parameters may have been replaced by ones of shape (B, C, 1, 1)."""
         shifted = x + self.shift_in
+        slope = self.slope.flatten().to(shifted.dtype)
         if self.slope.shape[0] == 1:
-            bent = functional.prelu(shifted, self.slope.flatten().to(shifted.dtype))
+            bent = functional.prelu(shifted, slope)
         else:
-            bent = torch.where(shifted > 0, shifted, self.slope * shifted)
+            bent = functional.prelu(shifted.reshape(1, -1, *x.shape[2:]), slope).view(x.shape)
         return bent + self.shift_out

@@ -17,9 +17,8 @@ def sign(x: torch.Tensor, sign_zero: SignZero = "zero") -> torch.Tensor:
         sign_zero: What 0 becomes: ``zero`` keeps it (BI-DiffSR's released code), ``plus_one`` makes it +1 (its paper,
             eq. 5), so that one bit holds every value.
     """
-    if sign_zero == "zero":
-        return torch.sign(x)
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    signs = torch.sign(x)
+    return signs if sign_zero == "zero" else torch.sign(signs + 0.5)
 
 
 class _ReplacedGradient(torch.autograd.Function):

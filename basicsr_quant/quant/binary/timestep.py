@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 Group = int | torch.Tensor
+UnusedGroups = Literal["skip", "momentum"]
 
 
 class TimestepAware(nn.Module):
@@ -71,7 +72,7 @@ def groups_of(timesteps: torch.Tensor, groups: int, total: int) -> torch.Tensor:
     return torch.div(timesteps * groups, total, rounding_mode="trunc").long().clamp(0, groups - 1)
 
 
-def settle_unused_groups(model: nn.Module, used: Collection[int], policy: Literal["skip", "momentum"],
+def settle_unused_groups(model: nn.Module, used: Collection[int], policy: UnusedGroups,
                          optimizer: torch.optim.Optimizer) -> None:
     """Decide between backward and optimizer step what happens to parameters of groups that no sample needed.
 

@@ -74,7 +74,7 @@ class WeightBinarizer(nn.Module):
         signs, scale = sign(constant, self.sign_zero), SCALES[self.scale](constant)
         true_scale = scale
         if scale is not None:
-            signs = torch.where(scale == 0, 0.0, signs)
+            signs = signs * (scale != 0)
             scale = torch.where(scale == 0, 1.0, scale)
         if learns(latent):
             slope = self.slope(latent, true_scale)

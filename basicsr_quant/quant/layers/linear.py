@@ -9,23 +9,33 @@ from torch.nn import functional
 from basicsr_quant.errors import UserError
 from basicsr_quant.quant.layers.table import register_quant_module
 from basicsr_quant.quant.layers.weighted import QuantWeighted
+from basicsr_quant.quant.quantizer import Quantizer
 from basicsr_quant.quant.recipe import Recipe
 
 
 @register_quant_module(nn.Linear)
 class QuantLinear(QuantWeighted):
-    """y = Q(x) Q(W)^T + b."""
+    """y = Q(x) Q(W)^T + Q(b)."""
 
     @classmethod
     def from_module(cls, module: nn.Linear, recipe: Recipe) -> nn.Module:
-        """Return a quantized layer, or a :class:`SplitLinear` if the recipe splits."""
+        """Return a quantized layer, or a :class:`SplitLinear` if the recipe splits its rows.
+
+        Raises:
+            UserError: The input shall be cut at a channel, along an axis that may be that of tokens.
+        """
+        split = recipe.split_in
+        if split is not None and isinstance(split.at, int) and split.activation_axis != -1:
+            raise UserError("split_in: the channels of a Linear's input are its last axis; write 'activation_axis: -1'")
         if recipe.split_out > 1:
             return SplitLinear(module, recipe)
         return cls(module.weight, module.bias, recipe)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
-        return functional.linear(self.quantized_input(x), self.quantized_weight(), self.bias)
+        x = self.quantized_input(x)
+        weight, bias, _ = self.parts()
+        return functional.linear(x, weight, bias)
 
 
 class SplitLinear(nn.Module):
@@ -55,7 +65,7 @@ class SplitLinear(nn.Module):
         self.parts = nn.ModuleList(parts)
         first, *others = (part.activation_quantizer for part in parts)
         for other in others:
-            if first is not None and other is not None:
+            if isinstance(first, Quantizer) and isinstance(other, Quantizer):
                 other.follow(first)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

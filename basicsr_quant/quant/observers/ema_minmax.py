@@ -15,7 +15,7 @@ class EmaMinMaxObserver(Observer):
 
     Args:
         target: The quantizer.
-        momentum: In [0, 1).
+        momentum: In [0, 1]; 1 keeps the bounds of the first batch.
     """
 
     def __init__(self, target: Target, momentum: float = 0.95) -> None:

@@ -1,42 +1,26 @@
 """The bound search's passes over large CPU tensors by numba (extra ``[fast]``), where it is installed.
 
-``BASICSR_QUANT_NUMBA=0`` in the environment switches it off. Results are those of plain torch up to the order in which
-float64 numbers are summed.
+Results are those of plain torch up to the order in which float64 numbers are summed.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import logging
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-logger = logging.getLogger("basicsr_quant")
+from basicsr_quant.quant import fast
 
-SWITCH = "BASICSR_QUANT_NUMBA"
 SMALLEST = 2**16
 PIECE = 2**18
-Result = TypeVar("Result")
 
 
-@functools.cache
-def _kernels() -> ModuleType | None:
-    if importlib.util.find_spec("numba") is None:
-        return None
-    try:
-        from basicsr_quant.quant.observers import fast_kernels
-    except ImportError as error:
-        logger.warning("numba cannot be imported (%s); calibration goes on in plain torch", error)
-        return None
-    return fast_kernels
+def _kernels() -> ModuleType:
+    return fast.kernels("basicsr_quant.quant.observers.fast_kernels")
 
 
 def usable(rows: torch.Tensor) -> bool:
@@ -44,8 +28,7 @@ def usable(rows: torch.Tensor) -> bool:
 
     Small tensors gain nothing and would only cost the import.
     """
-    return (rows.device.type == "cpu" and rows.numel() >= SMALLEST and os.environ.get(SWITCH, "1") != "0"
-            and _kernels() is not None)
+    return rows.device.type == "cpu" and rows.numel() >= SMALLEST and fast.switched_on()
 
 
 def fill(rows: torch.Tensor, start: torch.Tensor, scale: torch.Tensor, counts: torch.Tensor, sums: torch.Tensor,
@@ -61,7 +44,6 @@ def fill(rows: torch.Tensor, start: torch.Tensor, scale: torch.Tensor, counts: t
         squares: (channels,) float64, sums of squares.
     """
     kernels = _kernels()
-    assert kernels is not None
     starts, scales = start.numpy(), scale.numpy()
     bins = counts.shape[1]
 
@@ -71,7 +53,7 @@ def fill(rows: torch.Tensor, start: torch.Tensor, scale: torch.Tensor, counts: t
         return own_counts, own_sums, total
 
     for channel, row in enumerate(rows.detach().contiguous().numpy()):
-        for own_counts, own_sums, total in _in_threads(functools.partial(histogram, channel=channel), row):
+        for own_counts, own_sums, total in fast.in_threads(functools.partial(histogram, channel=channel), _pieces(row)):
             counts[channel] += torch.from_numpy(own_counts)
             sums[channel] += torch.from_numpy(own_sums)
             squares[channel] += total
@@ -90,7 +72,6 @@ def squared_errors(rows: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
         (channels, candidates) float64.
     """
     kernels = _kernels()
-    assert kernels is not None
     lowers, uppers, steps = (bound.contiguous().numpy() for bound in (lower, upper, (upper - lower) / levels))
 
     def score(piece: npt.NDArray[Any], channel: int) -> npt.NDArray[Any]:
@@ -98,15 +79,11 @@ def squared_errors(rows: torch.Tensor, lower: torch.Tensor, upper: torch.Tensor,
         kernels.squared_errors(piece, lowers[channel], uppers[channel], steps[channel], own)
         return own
 
-    errors = [np.sum(_in_threads(functools.partial(score, channel=channel), row), axis=0)
+    errors = [np.sum(fast.in_threads(functools.partial(score, channel=channel), _pieces(row)), axis=0)
               for channel, row in enumerate(rows.detach().contiguous().numpy())]
     return torch.from_numpy(np.stack(errors))
 
 
-def _in_threads(function: Callable[[npt.NDArray[Any]], Result], row: npt.NDArray[Any]) -> list[Result]:
-    """Return the results for equal pieces of a row, one for each of torch's threads if the row is long enough."""
-    count = max(min(torch.get_num_threads(), row.size // PIECE), 1)
-    if count == 1:
-        return [function(row)]
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(function, np.array_split(row, count)))
+def _pieces(row: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Cut a row into equal pieces, one for each of torch's threads if the row is long enough."""
+    return np.array_split(row, fast.thread_count(row.size, PIECE))

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from basicsr_quant.quant.compiled import add, compiled
 
 Floats = npt.NDArray[Any]
 
 BLOCK = 2048
-LANES = 2
-
-
-def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile on first use, from the cache of an earlier process if there is a folder to keep one in."""
-    try:
-        kernel: Callable[..., Any] = numba.njit(nogil=True, error_model="numpy", cache=True, **options)(function)
-    except RuntimeError:
-        kernel = numba.njit(nogil=True, error_model="numpy", **options)(function)
-    return kernel
-
-
-def _sum(first: float, second: float) -> float:
-    """Return the sum; only here may terms be added in another order, which is what lets a loop run on vectors."""
-    return first + second
-
-
-_add = _compiled(_sum, fastmath={"reassoc"})
 
 
 def _histogram(row: Floats, start: Any, scale: Any, counts: Floats, sums: Floats) -> float:
     """Add a row to the counts and sums of its bins and return its sum of squares.
 
-    The bin of x is int((x - start) * scale), in the row's own precision. Neighbours go to different tables, since the
-    next element often falls into the bin that the last one is still being added to.
+    The bin of x is int((x - start) * scale), in the row's own precision. Two tables are filled in turn, since the next
+    element often falls into the bin that the last one is still being added to.
 
     Args:
         row: (elements,) float32 or float64.
@@ -47,29 +29,32 @@ def _histogram(row: Floats, start: Any, scale: Any, counts: Floats, sums: Floats
     """
     bins = counts.size
     zero, last = row.dtype.type(0), row.dtype.type(bins - 1)
-    tables = np.zeros((LANES, bins, 2))
-    places = np.empty(BLOCK, np.int32)
+    counts_a, counts_b = np.zeros(bins, np.int64), np.zeros(bins, np.int64)
+    sums_a, sums_b = np.zeros(bins), np.zeros(bins)
+    places = np.empty(BLOCK, np.uint32)
     squares = 0.0
     for first in range(0, row.size, BLOCK):
-        size = min(BLOCK, row.size - first)
-        for i in range(size):
-            value = row[first + i]
+        piece = row[first:first + BLOCK]
+        for i in range(piece.size):
+            value = piece[i]
             place = (value - start) * scale
             place = place if place > zero else zero
-            places[i] = np.int32(place if place < last else last)
-            squares = _add(squares, np.float64(value) * np.float64(value))
-        whole = size // LANES * LANES
-        for i in range(0, whole, LANES):
-            for lane in range(LANES):
-                tables[lane, places[i + lane], 0] += 1.0
-                tables[lane, places[i + lane], 1] += row[first + i + lane]
-        for i in range(whole, size):
-            tables[0, places[i], 0] += 1.0
-            tables[0, places[i], 1] += row[first + i]
-    for lane in range(LANES):
-        for i in range(bins):
-            counts[i] += tables[lane, i, 0]
-            sums[i] += tables[lane, i, 1]
+            places[i] = np.uint32(np.int32(place if place < last else last))
+            squares = add(squares, np.float64(value) * np.float64(value))
+        half = piece.size // 2
+        piece_a, piece_b = piece[:half], piece[half:2 * half]
+        places_a, places_b = places[:half], places[half:2 * half]
+        for i in range(half):
+            counts_a[places_a[i]] += 1
+            sums_a[places_a[i]] += piece_a[i]
+            counts_b[places_b[i]] += 1
+            sums_b[places_b[i]] += piece_b[i]
+        for i in range(2 * half, piece.size):
+            counts_a[places[i]] += 1
+            sums_a[places[i]] += piece[i]
+    for i in range(bins):
+        counts[i] += counts_a[i] + counts_b[i]
+        sums[i] += sums_a[i] + sums_b[i]
     return squares
 
 
@@ -86,17 +71,17 @@ def _squared_errors(row: Floats, lower: Floats, upper: Floats, step: Floats, err
         errors: (candidates,) float64.
     """
     for first in range(0, row.size, BLOCK):
-        size = min(BLOCK, row.size - first)
+        piece = row[first:first + BLOCK]
         for candidate in range(lower.size):
             low, high, width = lower[candidate], upper[candidate], step[candidate]
             total = 0.0
-            for i in range(size):
-                value = row[first + i]
+            for i in range(piece.size):
+                value = piece[i]
                 code = np.rint((min(max(value, low), high) - low) / width)
                 error = np.float64(value - (code * width + low))
-                total = _add(total, error * error)
+                total = add(total, error * error)
             errors[candidate] += total
 
 
-histogram = _compiled(_histogram)
-squared_errors = _compiled(_squared_errors)
+histogram = compiled(_histogram)
+squared_errors = compiled(_squared_errors)

@@ -17,6 +17,29 @@ def chunks(rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return torch.split(rows, max(size // rows.shape[0], 1), dim=1)
 
 
+def deterministic(x: torch.Tensor) -> bool:
+    """Return whether operations on a tensor that have no deterministic CUDA version must be avoided."""
+    return x.device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+
+
+def sums_by_index(index: torch.Tensor, values: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the sum of the values that go to each of ``size`` places.
+
+    Args:
+        index: (elements,) int64, 0 to ``size`` - 1.
+        values: (elements,) float64.
+        size: Number of places.
+    """
+    if deterministic(values):
+        return values.new_zeros(size).index_add_(0, index, values)
+    return torch.bincount(index, weights=values, minlength=size)
+
+
+def running_sums(moments: torch.Tensor) -> torch.Tensor:
+    """Return the cumulative sums of (channels, bins)."""
+    return moments.cpu().cumsum(1).to(moments.device) if deterministic(moments) else moments.cumsum(1)
+
+
 class Histogram:
     """A histogram with the sum of the values in each bin, per channel, in float64.
 
@@ -53,7 +76,7 @@ class Histogram:
             flat = index.reshape(-1)
             values = chunk.double()
             self.counts += torch.bincount(flat, minlength=size).reshape(channels, -1)
-            self.sums += torch.bincount(flat, weights=values.reshape(-1), minlength=size).reshape(channels, -1)
+            self.sums += sums_by_index(flat, values.reshape(-1), size).reshape(channels, -1)
             self.squares += values.square().sum(1)
 
     def reduce(self) -> None:
@@ -63,7 +86,7 @@ class Histogram:
 
     def quantile(self, fraction: float) -> torch.Tensor:
         """Return the value below which ``fraction`` (0 to 1) of the elements lie, to within a bin; (channels,)."""
-        cumulative = self.counts.cumsum(1)
+        cumulative = running_sums(self.counts)
         wanted = fraction * cumulative[:, -1:]
         index = torch.searchsorted(cumulative, wanted).clamp_max(self.bins - 1)
         before = torch.where(index > 0, cumulative.gather(1, (index - 1).clamp_min(0)), 0.0)
@@ -125,7 +148,7 @@ class Histogram:
     def _cells(moments: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Return (channels, candidates, cells) totals of per-bin moments between consecutive bin indices."""
         channels, candidates, borders = index.shape
-        running = torch.nn.functional.pad(moments.cumsum(1), (1, 0))
+        running = torch.nn.functional.pad(running_sums(moments), (1, 0))
         at = running.gather(1, index.reshape(channels, -1)).reshape(channels, candidates, borders)
         first = torch.zeros_like(at[..., :1])
         last = running[:, -1:, None].expand(channels, candidates, 1)

@@ -1,0 +1,46 @@
+"""Published PassionSR weights in a prepared network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from basicsr_quant.archs.published.passionsr import Component
+from basicsr_quant.archs.published.passionsr_state import import_passionsr
+from basicsr_quant.errors import UserError
+from basicsr_quant.io.weights import apply_state_dict
+
+NORM_TOLERANCE = 1e-3
+_QUANTIZED = re.compile(r"\.(?:let|processor|\w+_quantizer)\.")
+
+
+def load_published(network: nn.Module, component: Component, state: Mapping[str, Tensor], where: str) -> None:
+    """Put a published file's transformations and bounds into a prepared network that has its full-precision weights.
+
+    The plan must be that of the file: its bit-width (not in the file), its splits, ``offset_sign: plus``, and the
+    smoothing per key token.
+
+    Args:
+        network: Prepared network with the weights of Stable Diffusion 2.1 and OSEDiff merged.
+        component: Which network.
+        state: Content of the file.
+        where: Names the file in messages.
+
+    Raises:
+        UserError: Names or shapes disagree, or the norms in the file are not those of the network.
+    """
+    quantized, norms = import_passionsr(component, state, where)
+    own = network.state_dict()
+    for name, norm in norms.items():
+        if name not in own or own[name].shape != norm.shape:
+            raise UserError(f"{where}: its norm '{name}' does not fit this network; check which file it is")
+        difference = (norm.to(own[name]) - own[name]).abs().amax()
+        if own[name].device.type != "meta" and difference > NORM_TOLERANCE * own[name].abs().amax().clamp_min(1e-3):
+            raise UserError(f"{where}: its norm '{name}' differs from that of the full-precision weights; check "
+                            "path:sd and path:osediff")
+    plain = {name: tensor for name, tensor in own.items() if not _QUANTIZED.search(name)}
+    with torch.no_grad():
+        apply_state_dict(network, {**plain, **quantized}, where)
