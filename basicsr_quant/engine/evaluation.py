@@ -99,7 +99,8 @@ def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Proc
                     stem = sample["name"] + (f"_{suffix}" if suffix else "")
                     write_image(image_folder / f"{stem}.png", to_image(restored))
                 if "gt" in sample:
-                    rows[sample["name"]] = measure(restored, sample["gt"], options.metrics)
+                    rows[sample["name"]] = (measure(restored, sample["gt"], options.metrics)
+                                            | model.own_measures(sample, index, restoring))
             except UserError as error:
                 logger.warning("%s", error)
                 failures.append(str(error))

@@ -7,9 +7,12 @@ Which of these metrics agree with reference values: ``basicsr_quant.metrics.name
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +45,9 @@ def load_lpips(
         return _lpips(net, None if weights is None else str(weights), pnet_rand, resolve_device(device))
 
 
-def load_iqa(name: str, weights: str | Path | None = None, device: str | torch.device = "cpu") -> nn.Module:
+def load_iqa(
+    name: str = "niqe", weights: str | Path | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
     """Return a metric network of pyiqa, built at the first call only.
 
     Args:
@@ -132,6 +137,22 @@ def calculate_iqa(
     if math.isnan(score):
         raise UserError(f"metric '{name}' gives NaN for this image (often it is flat or too small); leave it out")
     return score
+
+
+def prepare(metric: str, arguments: Mapping[str, Any]) -> None:
+    """Build the network of a metric, if it has one, so that a missing file stops a run before its first image.
+
+    Args:
+        metric: Name in METRICS.
+        arguments: Of the metric, as in an option file.
+
+    Raises:
+        UserError: See :func:`load_lpips` and :func:`load_iqa`.
+    """
+    loaders: dict[str, Callable[..., nn.Module]] = {"calculate_lpips": load_lpips, "calculate_iqa": load_iqa}
+    if metric in loaders:
+        load = loaders[metric]
+        load(**{name: value for name, value in arguments.items() if name in inspect.signature(load).parameters})
 
 
 def resolve_device(device: str | torch.device) -> str:

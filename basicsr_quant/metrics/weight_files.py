@@ -24,15 +24,18 @@ class WeightFile:
     Args:
         name: File name, as its publisher names it.
         folder: Where the library keeps it, below ``torch.hub.get_dir()``.
+        address: Web folder that it can be fetched from; empty if unknown.
     """
 
     name: str
     folder: str
+    address: str = ""
 
 
-ALEXNET = WeightFile("alexnet-owt-7be5be79.pth", "checkpoints")
-VGG16 = WeightFile("vgg16-397923af.pth", "checkpoints")
-SQUEEZENET = WeightFile("squeezenet1_1-b8a52dc0.pth", "checkpoints")
+TORCHVISION = "https://download.pytorch.org/models"
+ALEXNET = WeightFile("alexnet-owt-7be5be79.pth", "checkpoints", TORCHVISION)
+VGG16 = WeightFile("vgg16-397923af.pth", "checkpoints", TORCHVISION)
+SQUEEZENET = WeightFile("squeezenet1_1-b8a52dc0.pth", "checkpoints", TORCHVISION)
 DISTS = WeightFile("DISTS_weights-f5e65c96.pth", "pyiqa")
 NIQE = WeightFile("niqe_modelparameters.mat", "pyiqa")
 MUSIQ = WeightFile("musiq_koniq_ckpt-e95806b9.pth", "pyiqa")
@@ -67,8 +70,10 @@ def locate(metric: str, file: WeightFile, weights: str | None, is_main: bool = T
         return Path(weights)
     path = find(file, weights)
     if path is None:
+        source = f" (from {file.address}/{file.name})" if file.address else ""
         raise UserError(f"metric '{metric}' needs the file '{file.name}', which is not downloaded here; put it at "
-                        f"'{_cache(file) / file.name}' or name its folder by the metric's option 'weights'")
+                        f"'{_cache(file) / file.name}'{source} or name it or its folder by the metric's option "
+                        "'weights'")
     return path
 
 

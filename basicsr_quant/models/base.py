@@ -143,6 +143,16 @@ class RestorationModel(abc.ABC):
         """Return plain facts to be stored with a network."""
         return {"model_type": self.options.model_type, "scale": self.options.scale}
 
+    def own_measures(self, sample: Batch, index: int, network: nn.Module) -> dict[str, float]:
+        """Return what the method measures of an image beside ``val:metrics``, by name.
+
+        Args:
+            sample: With ``lq`` (3, h, w), ``gt`` (3, H, W) and ``name``.
+            index: Of the image in its data set.
+            network: In its :meth:`inference_form`.
+        """
+        return {}
+
     def restore(self, image: torch.Tensor, network: nn.Module | None = None,
                 samples: Sequence[int] = (0,)) -> torch.Tensor:
         """Enlarge images.

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -15,10 +15,11 @@ from basicsr_quant.errors import UserError
 from basicsr_quant.options.source import read_tree
 
 Value = str | int | float
+Setting = Value | list[str]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run of ``train.py`` or ``test.py``."""
+    """One run of ``train.py`` or ``test.py``; an item of ``force`` that is just ``{key}`` may stand for a list."""
 
     opt: Annotated[str, Meta(description="Option file.")]
     force: Annotated[list[str], Meta(description="Settings of --force_yml.")] = []
@@ -28,9 +29,14 @@ class CellTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """One or more cells; ``{key}`` in any text stands for a value of ``each``."""
 
     labels: Annotated[dict[str, Value], Meta(description="What the cell is, by column.")]
-    each: Annotated[dict[str, list[Value]], Meta(description="Key -> values; one cell for every combination.")] = {}
+    each: Annotated[dict[str, list[Setting]], Meta(description="Key -> values; one cell for every combination.")] = {}
+    variants: Annotated[list[list[dict[str, Setting]]], Meta(
+        description="Lists of sets of values; one cell for every combination of a set from each, times `each`.")] = []
     train: Annotated[Step | None, Meta(description="How its weights are made; absent: none are.")] = None
     test: Annotated[Step, Meta(description="How it is measured.")]
+    weights: Annotated[dict[str, str], Meta(
+        description="Key of the test's options -> file among the trained models.")] = msgspec.field(
+            default_factory=lambda: {"path:pretrain_network_Q": "net_Q_latest.pth"})
     published: Annotated[dict[str, Value], Meta(description="Column -> value that finds the published number.")] = {}
 
 
@@ -41,7 +47,9 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     title: Annotated[str, Meta(description="Heading of the table.")]
     protocol: Annotated[str, Meta(description="How the numbers are measured, printed beside them.")]
     published: Annotated[str | None, Meta(description="CSV of published numbers, in the package.")] = None
-    settings: Annotated[dict[str, Value], Meta(description="Values of {key} in all cells; --set replaces them.")] = {}
+    average: Annotated[str | None, Meta(description="Label, such as seed, over which `show` averages.")] = None
+    settings: Annotated[dict[str, Setting], Meta(
+        description="Values of {key} in all cells and in one another; --set replaces them.")] = {}
     budgets: Annotated[dict[str, dict[str, Value]], Meta(description="Name -> settings of another run.")] = {}
     cells: Annotated[list[CellTemplate], Meta(description="The cells.")]
 
@@ -52,6 +60,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, Value]
     train: Step | None
     test: Step
+    weights: dict[str, str]
     published: dict[str, Value]
 
     @property
@@ -84,12 +93,15 @@ def expand(table: TableFile, settings: Mapping[str, Value]) -> Iterator[Cell]:
         UserError: A ``{key}`` has no value.
     """
     for template in table.cells:
-        keys = list(template.each)
-        for values in itertools.product(*template.each.values()):
-            known = {**table.settings, **settings, **dict(zip(keys, values, strict=True))}
+        axes: list[list[dict[str, Setting]]] = [
+            *template.variants, *([{key: value} for value in values] for key, values in template.each.items())]
+        for combination in itertools.product(*axes):
+            known: dict[str, Setting] = {**table.settings, **settings}
+            for values in combination:
+                known.update(values)
             train = None if template.train is None else _fill_step(template.train, known)
             yield Cell(labels=_fill(template.labels, known), train=train, test=_fill_step(template.test, known),
-                       published=_fill(template.published, known))
+                       weights=template.weights, published=_fill(template.published, known))
 
 
 def protocol_of(table: TableFile, settings: Mapping[str, Value]) -> str:
@@ -97,15 +109,25 @@ def protocol_of(table: TableFile, settings: Mapping[str, Value]) -> str:
     return _format(table.protocol, {**table.settings, **settings})
 
 
-def _fill_step(step: Step, known: Mapping[str, Value]) -> Step:
-    return Step(opt=_format(step.opt, known), force=[_format(item, known) for item in step.force])
+def _fill_step(step: Step, known: Mapping[str, Setting]) -> Step:
+    return Step(opt=_format(step.opt, known), force=[text for item in step.force for text in _expanded(item, known)])
 
 
-def _fill(table: Mapping[str, Value], known: Mapping[str, Value]) -> dict[str, Value]:
+def _expanded(item: str, known: Mapping[str, Setting]) -> Iterator[str]:
+    """Yield an item with its values filled in; ``{key}`` alone becomes the items of the list that it names."""
+    named = known.get(item[1:-1]) if re.fullmatch(r"\{\w+\}", item) else None
+    if isinstance(named, list):
+        for part in named:
+            yield from _expanded(part, known)
+    else:
+        yield _format(item, known)
+
+
+def _fill(table: Mapping[str, Value], known: Mapping[str, Setting]) -> dict[str, Value]:
     return {key: _format(value, known) if isinstance(value, str) else value for key, value in table.items()}
 
 
-def _format(text: str, known: Mapping[str, Any]) -> str:
+def _format(text: str, known: Mapping[str, Setting]) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] not in known:
             raise UserError(f"table: '{text}' holds {match[0]}, which has no value; give it by --set {match[1]}=value")

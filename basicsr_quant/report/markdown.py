@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
+
+import numpy as np
 
 from basicsr_quant.report.cells import Cell
 from basicsr_quant.report.table import TableRun
@@ -22,30 +25,47 @@ def published_numbers(name: str | None) -> list[dict[str, str]]:
 
 
 def rows(run: TableRun, metrics: tuple[str, ...] = ("psnr", "ssim")) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of a table; cells that were not run say so."""
+    """Return head and rows of a table; cells that were not run say so.
+
+    Cells that differ only in the label ``average`` of the table become one row: the mean, the standard deviation
+    (n - 1) of the first metric, and their number.
+    """
     published = published_numbers(run.table.published)
-    results = [(cell, run.result(cell)) for cell in run.cells]
-    labels = list(dict.fromkeys(key for cell in run.cells for key in cell.labels))
-    datasets = list(dict.fromkeys(name for _, result in results if result for name in result["metrics"]))
-    head = [*labels, *datasets, "minutes"]
+    average = run.table.average
+    groups: dict[tuple[tuple[str, str], ...], list[tuple[Cell, dict[str, Any] | None]]] = {}
+    for cell in run.cells:
+        key = tuple((name, str(value)) for name, value in cell.labels.items() if name != average)
+        groups.setdefault(key, []).append((cell, run.result(cell)))
+    labels = list(dict.fromkeys(name for key in groups for name, _ in key))
+    found = [result for group in groups.values() for _, result in group if result]
+    datasets = list(dict.fromkeys(name for result in found for name in result["metrics"]))
+    head = [*labels, *datasets, *(["runs"] if average else []), "training minutes"]
     lines = []
-    for cell, result in results:
-        line = [str(cell.labels.get(key, "")) for key in labels]
-        line += [_entry(cell, result, dataset, metrics, published) for dataset in datasets]
-        lines.append([*line, f"{result['minutes']:.1f}" if result else MISSING])
+    for key, group in groups.items():
+        results = [result for _, result in group if result]
+        line = [dict(key).get(name, "") for name in labels]
+        line += [_entry(group[0][0], results, dataset, metrics, published) for dataset in datasets]
+        minutes = f"{np.mean([result['train_minutes'] for result in results]):.1f}" if results else MISSING
+        lines.append([*line, *([str(len(results))] if average else []), minutes])
     return head, lines
 
 
-def _entry(cell: Cell, result: dict[str, Any] | None, dataset: str, metrics: tuple[str, ...],
+def _entry(cell: Cell, results: Sequence[dict[str, Any]], dataset: str, metrics: tuple[str, ...],
            published: list[dict[str, str]]) -> str:
-    if result is None or dataset not in result["metrics"]:
+    """Return the text of one row and data set."""
+    measured = [result["metrics"][dataset] for result in results if dataset in result["metrics"]]
+    if not measured:
         return ""
-    own = result["metrics"][dataset]
-    text = " / ".join(f"{own[name]:.2f}" if name == "psnr" else f"{own[name]:.4f}" for name in metrics if name in own)
+    known = [name for name in metrics if name in measured[0]]
+    mean = {name: float(np.mean([entry[name] for entry in measured])) for name in known}
+    texts = [f"{mean[name]:.2f}" if name == "psnr" else f"{mean[name]:.4f}" for name in known]
+    if len(measured) > 1:
+        texts[0] += f" ± {np.std([entry[known[0]] for entry in measured], ddof=1):.3f}"
+    text = " / ".join(texts)
     for row in published if cell.published else []:
         wanted = {"dataset": dataset, **{key: str(value) for key, value in cell.published.items()}}
         if row["psnr"] and all(row[key] == value for key, value in wanted.items()):
-            return f"{text} (paper {row['psnr']}, {own['psnr'] - float(row['psnr']):+.2f})"
+            return f"{text} (paper {row['psnr']}, {mean['psnr'] - float(row['psnr']):+.2f})"
     return text
 
 

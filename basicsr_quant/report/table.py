@@ -71,8 +71,8 @@ class TableRun:
             _python("train.py", cell.train, [f"name={name}", f"path:experiments_root={self.folder / 'experiments'}",
                                              f"path:tb_root={self.folder / 'tb_logger'}"], ["--auto_resume"])
         trained = time.monotonic() - began
-        weights = self.folder / "experiments" / name / "models" / "net_Q_latest.pth"
-        made = [f"path:pretrain_network_Q={weights}"] if cell.train is not None else []
+        models = self.folder / "experiments" / name / "models"
+        made = [f"{key}={models / file}" for key, file in cell.weights.items()] if cell.train is not None else []
         settings = [f"name={name}", f"path:results_root={self.folder / 'runs'}", *self._sets, *made]
         _python("test.py", cell.test, settings, [])
         metrics = json.loads((self.folder / "runs" / name / "metrics.json").read_text())
@@ -111,8 +111,8 @@ def _weight_files(options: Any) -> list[str]:
     found = [getattr(options.path, field) for field in options.path.__struct_fields__ if field.startswith("pretrain_")]
     found.append(getattr(getattr(options, "pathFP", None), "pretrain_network_FP", None))
     found.append(getattr(options, "cali_data", None))
-    network = getattr(options, "network_Q", None)
-    found.append(network.arguments.get("weights") if network is not None else None)
+    networks = [getattr(options, name, None) for name in ("network_Q", "network_g")]
+    found += [network.arguments.get("weights") for network in networks if network is not None]
     return sorted(str(name) for name in found if name)
 
 

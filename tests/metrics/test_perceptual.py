@@ -20,7 +20,7 @@ from basicsr_quant.compat import load_torchvision
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.images import read_image
 from basicsr_quant.metrics import networks, perceptual
-from basicsr_quant.metrics.perceptual import calculate_iqa, calculate_lpips, load_iqa, load_lpips
+from basicsr_quant.metrics.perceptual import calculate_iqa, calculate_lpips, load_iqa, load_lpips, prepare
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,8 @@ def test_lpips_backbone_from_file_folder_and_cache(pair: Any, alexnet_file: Path
 def test_lpips_missing_wrong_or_hostile_file(alexnet_file: Path, tmp_path: Path) -> None:
     need("lpips")
     perceptual._lpips.cache_clear()
-    with pytest.raises(UserError, match=r"'vgg16-397923af\.pth'.*put it at '.*hub/checkpoints/vgg16"):
+    with pytest.raises(UserError, match=r"'vgg16-397923af\.pth'.*put it at '.*hub/checkpoints/vgg16.*' "
+                                        r"\(from https://.*/vgg16-397923af\.pth\) or name it .*'weights'"):
         load_lpips("vgg")
     with pytest.raises(UserError, match="backbone 'resnet' is unknown"):
         load_lpips("resnet")
@@ -142,6 +143,23 @@ def test_lpips_missing_wrong_or_hostile_file(alexnet_file: Path, tmp_path: Path)
     torch.save(Path, tmp_path / "hostile.pth")
     with pytest.raises(UserError, match="pickled objects"):
         load_lpips(weights=tmp_path / "hostile.pth")
+
+
+def test_networks_are_prepared_before_the_first_image(alexnet_file: Path) -> None:
+    """What an option file says of a metric is enough to notice that its file is missing."""
+    need("lpips")
+    perceptual._lpips.cache_clear()
+    prepare("calculate_psnr", {"crop_border": 2})
+    with pytest.raises(UserError, match=r"'alexnet-owt-7be5be79\.pth'.*put it at") as caught:
+        prepare("calculate_lpips", {"crop_border": 2, "crop": "multiple"})
+    assert "\n" not in str(caught.value)
+    prepare("calculate_lpips", {"crop_border": 2, "weights": str(alexnet_file)})
+    assert perceptual._lpips.cache_info().currsize == 1
+    load_lpips(weights=alexnet_file)
+    assert perceptual._lpips.cache_info().currsize == 1
+    need("pyiqa")
+    with pytest.raises(UserError, match=r"'ckpt_koniq10k\.pt'"):
+        prepare("calculate_iqa", {"name": "maniqa"})
 
 
 @pytest.mark.parametrize(("package", "call", "command"), [

@@ -92,6 +92,26 @@ def test_cells_run_once_and_failures_stop_nothing(place: Workshop, capsys: pytes
     assert "| 2DQuant | 3 | not run |" in capsys.readouterr().out
 
 
+def test_average_over_seeds(place: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = [{"labels": {"method": "{name}", "seed": "{seed}"}, "each": {"seed": [1, 2]},
+              "variants": [[{"name": "a", "more": ["bit={bit}", "quant:learn:minimum_width=0"]},
+                            {"name": "b", "more": []}]],
+              "train": {"opt": "train_it.yml", "force": ["{more}", "manual_seed={seed}", "train:total_iter=1"]},
+              "test": {"opt": "test_it.yml"}}]
+    path = table_file(place.folder, cells=cells, average="seed", settings={"iterations": 1, "bit": 3})
+    first = next(expand(read_table(path), {}))
+    assert first.train is not None and first.train.force[:2] == ["bit=3", "quant:learn:minimum_width=0"]
+    assert main(["table", "run", path, "--cells", "method=a"]) == 0
+    capsys.readouterr()
+    assert main(["table", "show", path]) == 0
+    results = [json.loads(file.read_text()) for file in place.folder.glob("results/tables/small/*.json")]
+    values = [result["metrics"]["val"]["psnr"] for result in results]
+    assert len(values) == 2 and values[0] != values[1]
+    wanted = f"| a | {sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / 2**0.5:.3f} / "
+    shown = capsys.readouterr().out
+    assert wanted in shown and "| b |  | 0 | not run |" in shown
+
+
 def test_bad_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="small.yml"):

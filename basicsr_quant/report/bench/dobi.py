@@ -13,6 +13,7 @@ import torch
 
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.progress import track
+from basicsr_quant.quant import fast
 from basicsr_quant.quant.calibrate import calibrate, named_quantizers, run_passes
 from basicsr_quant.quant.grids.float_offset import FloatOffsetGrid
 from basicsr_quant.quant.observers import fast_histogram
@@ -61,15 +62,15 @@ def run(arguments: argparse.Namespace) -> Report:
 @contextmanager
 def _numba(on: bool) -> Iterator[None]:
     """Context in which the fast path is on or off."""
-    before = os.environ.get(fast_histogram.SWITCH)
-    os.environ[fast_histogram.SWITCH] = "1" if on else "0"
+    before = os.environ.get(fast.SWITCH)
+    os.environ[fast.SWITCH] = "1" if on else "0"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[fast_histogram.SWITCH]
+            del os.environ[fast.SWITCH]
         else:
-            os.environ[fast_histogram.SWITCH] = before
+            os.environ[fast.SWITCH] = before
 
 
 def _numba_can(network: Network) -> bool:
