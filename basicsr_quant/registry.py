@@ -76,9 +76,13 @@ ARCHS = Registry("network", {
     "BIDiffSRUNet": "basicsr_quant.archs.bi_diffsr_unet:BIDiffSRUNet",
     "BinaryBaselineUNet": "basicsr_quant.archs.binary_baseline_unet:BinaryBaselineUNet",
     "SR3UNet": "basicsr_quant.archs.sr3_unet:SR3UNet",
+    "SDUNet": "basicsr_quant.archs.osediff:sd_unet",
+    "SDVAE": "basicsr_quant.archs.osediff:sd_vae",
 })
 MODELS = Registry("model_type", {
     "SRModel": "basicsr_quant.models.sr:SRModel",
+    "BIDiffSRModel": "basicsr_quant.models.bi_diffsr:BIDiffSRModel",
+    "OSEDiffModel": "basicsr_quant.models.osediff:OSEDiffModel",
     "TDQuantModel": "basicsr_quant.models.tdquant:TDQuantModel",
 })
 OBSERVERS = Registry("observer", {
@@ -108,6 +112,7 @@ LOSSES = Registry("loss", {
     "L1Loss": "basicsr_quant.losses.pixel:L1Loss",
     "MSELoss": "basicsr_quant.losses.pixel:MSELoss",
     "CharbonnierLoss": "basicsr_quant.losses.pixel:CharbonnierLoss",
+    "LPIPSLoss": "basicsr_quant.losses.perceptual:LPIPSLoss",
 })
 METRICS = Registry("metric", {
     "calculate_psnr": "basicsr_quant.metrics.psnr_ssim:calculate_psnr",

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from basicsr_quant.archs.diffusion_unet import DiffusionUNet
 from basicsr_quant.archs.swinir import SwinIR
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 from basicsr_quant.options.load import load_options
 from basicsr_quant.quant.accounting import Account, LayerCount, account
-from basicsr_quant.quant.conventions import HONEST, Convention, swinir_light_conventions
+from basicsr_quant.quant.binary.accounting import StepAccount, account_step
+from basicsr_quant.quant.conventions import BI_DIFFSR, HONEST, Convention, Parts, swinir_light_conventions
 from basicsr_quant.registry import MODELS
 
 PAPER_OUTPUT_SIDE = 512
+PAPER_DIFFUSION_SIDE = 256
 SIZE_MULTIPLE = 8
 
 
@@ -30,24 +36,40 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--force_yml", nargs="+", default=[], metavar="KEY=VALUE", help="override options")
     parser.add_argument("--json", type=Path, help="write everything as JSON")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"),
-                        help="LR size; default: what gives a 512x512 output, as in the paper")
+                        help="LR size; default: what gives the paper's output, 512x512, of diffusion models 256x256")
     parser.set_defaults(func=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print the table and write the JSON file."""
     options = load_options(arguments.opt, arguments.force_yml, is_train=False)
-    side = PAPER_OUTPUT_SIDE // options.scale // SIZE_MULTIPLE * SIZE_MULTIPLE
-    height, width = arguments.size or (side, side)
-    if min(height, width) < 1:
-        raise UserError(f"--size: height and width must be positive, found {height} {width}")
+    if arguments.size is not None and min(arguments.size) < 1:
+        raise UserError(f"--size: height and width must be positive, found {arguments.size[0]} {arguments.size[1]}")
     with torch.device("meta"):
         model = MODELS.get(options.model_type).skeleton(options)
-        counted = account(model, (1, 3, height, width))
-    rules = [HONEST, *(swinir_light_conventions(options.scale) if isinstance(model, SwinIR) else ())]
-    sys.stdout.write("\n".join([*_table(counted), "", *_summary(counted, rules, height, width)]) + "\n")
+        inspect = _inspect_step if isinstance(model, DiffusionUNet) else _inspect_network
+        lines, content = inspect(model, options.scale, arguments.size)
+    sys.stdout.write("\n".join(lines) + "\n")
     if arguments.json is not None:
-        write_text(arguments.json, json.dumps(_as_dict(counted, rules, height, width), indent=1))
+        write_text(arguments.json, json.dumps(content, indent=1))
+
+
+def _inspect_network(model: nn.Module, scale: int, size: Sequence[int] | None) -> tuple[list[str], dict[str, Any]]:
+    """Count a network that is called with an LR image."""
+    side = PAPER_OUTPUT_SIDE // scale // SIZE_MULTIPLE * SIZE_MULTIPLE
+    height, width = size or (side, side)
+    counted = account(model, (1, 3, height, width))
+    rules = [HONEST, *(swinir_light_conventions(scale) if isinstance(model, SwinIR) else ())]
+    lines = [*_table(counted), "", *_summary(counted, rules, height, width)]
+    return lines, _as_dict(counted, rules, height, width)
+
+
+def _inspect_step(model: DiffusionUNet, scale: int, size: Sequence[int] | None) -> tuple[list[str], dict[str, Any]]:
+    """Count one denoising step of a network that is called with an image of the output's size."""
+    sides = [side * scale for side in size] if size else [PAPER_DIFFUSION_SIDE] * 2
+    height, width = (math.ceil(side / model.window_multiple) * model.window_multiple for side in sides)
+    counted = account_step(model, (1, 3, height, width))
+    return [*_table(counted.account), "", *_step_summary(counted, height, width)], _step_dict(counted, height, width)
 
 
 def _table(counted: Account) -> list[str]:
@@ -90,4 +112,46 @@ def _as_dict(counted: Account, rules: list[Convention], height: int, width: int)
         "packed_bytes": counted.packed_bytes,
         "conventions": [{"name": rule.name, "source": rule.source, "parameter_ratio": rule.parameter_ratio(counted),
                          "operations": rule.operations(counted)} for rule in rules],
+    }
+
+
+def _step_summary(step: StepAccount, height: int, width: int) -> list[str]:
+    counted = step.account
+    parameters, operations = BI_DIFFSR.parameters(step), BI_DIFFSR.operations(step)
+    return [
+        f"image {height}x{width}, one denoising step; parameters {counted.total_parameters:,}, of which binary "
+        f"{step.binary_parameters:,}; their scales {counted.bounds:,}",
+        f"bytes: float32 {counted.float_bytes:,}, packed (binary weights as bits, their scales and the rest in float32)"
+        f" {counted.packed_bytes:,} ({counted.float_bytes / counted.packed_bytes:.3f}x smaller)",
+        f"MACs: {counted.macs / 1e9:.3f} G, of which binary {step.binary_macs / 1e9:.3f} G, full precision "
+        f"{step.float_macs / 1e9:.3f} G ({step.float_macs / counted.macs:.1%})",
+        f"{BI_DIFFSR.name}: parameters {_parts(parameters, 1e6, 'M')}, operations {_parts(operations, 1e9, 'G')} "
+        f"[{BI_DIFFSR.source}]",
+        "Operations are arithmetic, not measured speed; binary layers run in floating point here.",
+    ]
+
+
+def _parts(parts: Parts, unit: float, letter: str) -> str:
+    return (f"{parts.total / unit:.3f} {letter} = {parts.full / unit:.3f} full precision + {parts.binary / unit:.3f} "
+            f"binary ({parts.printed(unit):.2f} in its tables)")
+
+
+def _step_dict(step: StepAccount, height: int, width: int) -> dict[str, Any]:
+    counted = step.account
+    parameters, operations = BI_DIFFSR.parameters(step), BI_DIFFSR.operations(step)
+    return {
+        "size": [height, width],
+        "layers": [asdict(layer) for layer in counted.layers],
+        "parameters": counted.total_parameters,
+        "binary_parameters": step.binary_parameters,
+        "scales": counted.bounds,
+        "macs": counted.macs,
+        "binary_macs": step.binary_macs,
+        "full_precision_macs": step.float_macs,
+        "float_bytes": counted.float_bytes,
+        "packed_bytes": counted.packed_bytes,
+        "conventions": [{
+            "name": BI_DIFFSR.name, "source": BI_DIFFSR.source,
+            "parameters": asdict(parameters), "printed_parameters_m": parameters.printed(1e6),
+            "operations": asdict(operations), "printed_operations_g": operations.printed(1e9)}],
     }

@@ -81,7 +81,8 @@ def noise_prediction_loss(
         noise: (B, 3, H, W): :func:`draw_noise`.
         schedule: Noise levels, and what is to be predicted.
         loss: Called with (prediction, target); L1, averaged over everything, by default.
-        forward: Called in place of the network (its compiled form).
+        forward: Called in place of the network: its compiled form, which is left to find the timestep groups by itself,
+            so that one graph serves all of them.
         **draws: Random keyword arguments of the network's forward (``dropout_draws``).
 
     Returns:
@@ -99,6 +100,7 @@ def noise_prediction_loss(
     check_timesteps(timesteps, min(getattr(network, "total_step", schedule.n_timestep), schedule.n_timestep))
     time = torch.tensor(timesteps).to(image.device, non_blocking=True)
     noisy = schedule.add_noise(image, noise, time)
-    forward = network if forward is None else forward
-    prediction = forward(noisy, condition, time[:, None], **group_argument(network, timesteps), **draws)
+    if forward is None:
+        forward, draws = network, {**group_argument(network, timesteps), **draws}
+    prediction = forward(noisy, condition, time[:, None], **draws)
     return loss(prediction, schedule.target(image, noise, time))

@@ -50,5 +50,7 @@ class Method(NamedTuple):
 
 METHODS = Registry("model_type", {
     "SRModel": "basicsr_quant.options.methods.sr:METHOD",
+    "BIDiffSRModel": "basicsr_quant.options.methods.bi_diffsr:METHOD",
+    "OSEDiffModel": "basicsr_quant.options.methods.osediff:METHOD",
     "TDQuantModel": "basicsr_quant.options.methods.tdquant:METHOD",
 })

@@ -114,8 +114,8 @@ def walk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("walk")
     shutil.copytree(REPOSITORY / "options", folder / "options")
     generator = np.random.default_rng(0)
-    for place, stems in (("datasets/DF2K/HR", ("0001", "0002")), ("datasets/benchmark/Set5/HR", ("baby", "bird")),
-                         ("my_results/Set5", ("baby", "bird"))):
+    for place, stems in (("datasets/DF2K/HR", ("0001", "0002")), ("datasets/BSDS400/HR", ("0001", "0002")),
+                         ("datasets/benchmark/Set5/HR", ("baby", "bird")), ("my_results/Set5", ("baby", "bird"))):
         for stem in stems:
             write_image(folder / place / f"{stem}.png", smooth_image(generator, 40, 36))
     return folder
@@ -134,12 +134,14 @@ def test_verb_runs(command: Command, walk_folder: Path, monkeypatch: pytest.Monk
     printed = capsys.readouterr().out
     arguments = parse_verb(command.words[3:])
     if arguments.verb == "prepare-data":
-        assert (walk_folder / "datasets/DF2K/LR_bicubic/X3/0002x3.png").is_file()
+        for scale in arguments.scale:
+            assert (walk_folder / arguments.out / f"LR_bicubic/X{scale}/0002x{scale}.png").is_file()
     elif arguments.verb == "evaluate":
         assert "on Y" in printed and "2 of 2 images" in printed
         assert Path(arguments.csv).read_text().startswith("image,psnr,ssim\nbaby.png,")
     elif arguments.verb == "inspect":
-        assert "input 128x128; parameters 929,628" in printed
+        is_step = "BI_DiffSR" in arguments.opt
+        assert ("image 256x256, one denoising step" if is_step else "input 128x128; parameters 929,628") in printed
         assert arguments.json is None or arguments.json.is_file()
     elif arguments.verb == "docs":
         for name in ("options/schema.json", "docs/options.md"):

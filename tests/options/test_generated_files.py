@@ -19,7 +19,7 @@ SETTINGS = [f"{kind}_x{scale}" for scale in (2, 3, 4) for kind in (
     "test/test_SwinIR_light")]
 
 
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("t[re]*/*.yml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("t[re]*/**/*.yml")), ids=lambda file: file.stem)
 def test_every_file_loads_and_is_read_back(file: Path, tmp_path: Path) -> None:
     is_train = file.stem.startswith("train")
     options = load_options(file, is_train=is_train)

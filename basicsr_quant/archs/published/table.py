@@ -10,23 +10,26 @@ from functools import partial
 
 import torch
 
-from basicsr_quant.archs.published import swinir
+from basicsr_quant.archs.published import bi_diffsr, swinir
 from basicsr_quant.options.component import Component
 
 StateDict = dict[str, torch.Tensor]
 BITS_SUFFIX = ".n_bit"
+_IMPORTERS: dict[str, Callable[[StateDict], StateDict]] = {
+    "SwinIR": swinir.import_swinir, "BIDiffSRUNet": bi_diffsr.import_bi_diffsr,
+}
 
 
 def importer(component: Component) -> Callable[[StateDict], StateDict]:
     """Return the function from published full-precision names to ours."""
-    return swinir.import_swinir if component.type == "SwinIR" else _same
+    return _IMPORTERS.get(component.type, _same)
 
 
 def exporter(component: Component) -> Callable[[StateDict], StateDict]:
     """Return the function from our full-precision names to published ones."""
     if component.type == "SwinIR":
         return partial(swinir.export_swinir, network_options=component.arguments)
-    return _same
+    return bi_diffsr.export_bi_diffsr if component.type == "BIDiffSRUNet" else _same
 
 
 def quantized_importer(component: Component) -> Callable[[StateDict], tuple[StateDict, dict[str, int]]]:
