@@ -95,6 +95,12 @@ class NoiseSchedule:
         velocity: Tensor = self._scheduler.get_velocity(image, noise, timesteps)
         return velocity
 
+    def noise_error_factor(self, timestep: int) -> float:
+        """Return by what an error of the prediction is multiplied to give the error of the noise that it implies."""
+        kept = float(self.alphas_cumprod[timestep])
+        factors = {"epsilon": 1.0, "v_prediction": kept**0.5, "sample": (kept / (1 - kept)) ** 0.5}
+        return factors[self.prediction_type]
+
     def reverse(self, steps: int | None = None) -> ReverseProcess:
         """Return the way from noise to an image.
 

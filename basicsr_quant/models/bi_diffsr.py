@@ -18,13 +18,14 @@ from basicsr_quant.archs.published.bi_diffsr import check_groups
 from basicsr_quant.archs.published.table import importer
 from basicsr_quant.archs.self_ensemble import self_ensemble
 from basicsr_quant.data.paired import PairedImageDataset
+from basicsr_quant.diffusion.held_out import held_out_error
 from basicsr_quant.diffusion.sampling import image_noise, sample
 from basicsr_quant.diffusion.schedule import NoiseSchedule
 from basicsr_quant.diffusion.training import check_timestep_draw
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.progress import FIRST_LINE_SECONDS, reporter
 from basicsr_quant.io.weights import apply_state_dict
-from basicsr_quant.models.base import Stage
+from basicsr_quant.models.base import Batch, Stage
 from basicsr_quant.models.noise_prediction import NoisePredictionStep
 from basicsr_quant.models.sr import SRModel
 from basicsr_quant.options.component import MetricOptions
@@ -116,6 +117,13 @@ class BIDiffSRModel(SRModel):
         with torch.inference_mode():
             restored = self_ensemble(run, image) if self.self_ensemble else run(image)
         return restored.to(image.device).float()
+
+    def own_measures(self, sample: Batch, index: int, network: nn.Module) -> dict[str, float]:
+        """Return ``noise_l1``, the error of the predicted noise, if ``val:noise_draws`` asks for it."""
+        draws = self.options.val.noise_draws if self.options.val is not None else 0
+        if not draws:
+            return {}
+        return {"noise_l1": held_out_error(network, sample, index, self.schedule, self.options.manual_seed, draws)}
 
     def _progress(self, samples: Sequence[int]) -> Callable[[int, int], None] | None:
         """Return what shows the steps of a sampling that takes long."""

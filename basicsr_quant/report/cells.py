@@ -48,6 +48,8 @@ class TableFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     protocol: Annotated[str, Meta(description="How the numbers are measured, printed beside them.")]
     published: Annotated[str | None, Meta(description="CSV of published numbers, in the package.")] = None
     average: Annotated[str | None, Meta(description="Label, such as seed, over which `show` averages.")] = None
+    metrics: Annotated[dict[str, int], Meta(description="Metrics to show and their decimals.")] = msgspec.field(
+        default_factory=lambda: {"psnr": 2, "ssim": 4})
     settings: Annotated[dict[str, Setting], Meta(
         description="Values of {key} in all cells and in one another; --set replaces them.")] = {}
     budgets: Annotated[dict[str, dict[str, Value]], Meta(description="Name -> settings of another run.")] = {}
@@ -131,6 +133,8 @@ def _format(text: str, known: Mapping[str, Setting]) -> str:
     def value(match: re.Match[str]) -> str:
         if match[1] not in known:
             raise UserError(f"table: '{text}' holds {match[0]}, which has no value; give it by --set {match[1]}=value")
-        return str(known[match[1]])
+        found = known[match[1]]
+        others = {key: item for key, item in known.items() if key != match[1]}
+        return _format(found, others) if isinstance(found, str) else str(found)
 
     return re.sub(r"\{(\w+)\}", value, text)

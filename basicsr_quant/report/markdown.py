@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -24,11 +24,11 @@ def published_numbers(name: str | None) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def rows(run: TableRun, metrics: tuple[str, ...] = ("psnr", "ssim")) -> tuple[list[str], list[list[str]]]:
+def rows(run: TableRun) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of a table; cells that were not run say so.
 
-    Cells that differ only in the label ``average`` of the table become one row: the mean, the standard deviation
-    (n - 1) of the first metric, and their number.
+    Cells that differ only in the label ``average`` of the table become one row: mean, standard deviation (n - 1) and
+    number.
     """
     published = published_numbers(run.table.published)
     average = run.table.average
@@ -44,29 +44,32 @@ def rows(run: TableRun, metrics: tuple[str, ...] = ("psnr", "ssim")) -> tuple[li
     for key, group in groups.items():
         results = [result for _, result in group if result]
         line = [dict(key).get(name, "") for name in labels]
-        line += [_entry(group[0][0], results, dataset, metrics, published) for dataset in datasets]
+        line += [_entry(group[0][0], results, dataset, run.table.metrics, published) for dataset in datasets]
         minutes = f"{np.mean([result['train_minutes'] for result in results]):.1f}" if results else MISSING
         lines.append([*line, *([str(len(results))] if average else []), minutes])
     return head, lines
 
 
-def _entry(cell: Cell, results: Sequence[dict[str, Any]], dataset: str, metrics: tuple[str, ...],
+def _entry(cell: Cell, results: Sequence[dict[str, Any]], dataset: str, metrics: Mapping[str, int],
            published: list[dict[str, str]]) -> str:
-    """Return the text of one row and data set."""
+    """Return the text of one row and data set: the metrics that were measured, separated by slashes."""
     measured = [result["metrics"][dataset] for result in results if dataset in result["metrics"]]
     if not measured:
         return ""
     known = [name for name in metrics if name in measured[0]]
-    mean = {name: float(np.mean([entry[name] for entry in measured])) for name in known}
-    texts = [f"{mean[name]:.2f}" if name == "psnr" else f"{mean[name]:.4f}" for name in known]
-    if len(measured) > 1:
-        texts[0] += f" ± {np.std([entry[known[0]] for entry in measured], ddof=1):.3f}"
-    text = " / ".join(texts)
+    text = " / ".join(_number([entry[name] for entry in measured], metrics[name]) for name in known)
     for row in published if cell.published else []:
         wanted = {"dataset": dataset, **{key: str(value) for key, value in cell.published.items()}}
         if row["psnr"] and all(row[key] == value for key, value in wanted.items()):
-            return f"{text} (paper {row['psnr']}, {mean['psnr'] - float(row['psnr']):+.2f})"
+            own = float(np.mean([entry["psnr"] for entry in measured]))
+            return f"{text} (paper {row['psnr']}, {own - float(row['psnr']):+.2f})"
     return text
+
+
+def _number(values: Sequence[float], decimals: int) -> str:
+    """Return mean and, of several values, standard deviation, which has a decimal more up to four."""
+    spread = f" ± {np.std(values, ddof=1):.{max(decimals, min(decimals + 1, 4))}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{decimals}f}{spread}"
 
 
 def markdown(run: TableRun) -> str:

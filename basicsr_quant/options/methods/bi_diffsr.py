@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from basicsr_quant.options.method import Method, Problem
 from basicsr_quant.options.methods.sr import SROptions, SRTrainOptions
-from basicsr_quant.options.types import PositiveInteger, ValOptions
+from basicsr_quant.options.types import NaturalNumber, PositiveInteger, ValOptions
 
 LR_SIZED = "PairedImageDataset"
 TOTAL_STEP = 2000
@@ -49,6 +49,8 @@ class BIDiffSRValOptions(ValOptions, frozen=True, kw_only=True, forbid_unknown_f
     lpips_crop: Annotated[Literal["multiple", "border"], Meta(
         description="What crop_border means to calculate_lpips where the metric has no crop of its own: the bottom and "
                     "right are cut to a multiple of it (released code), or all sides by it.")] = "border"
+    noise_draws: Annotated[NaturalNumber, Meta(
+        description="Timesteps per image at which the error of the predicted noise is measured too, as noise_l1.")] = 0
 
 
 class BIDiffSROptions(SROptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -84,6 +86,8 @@ def check(options: BIDiffSROptions, is_train: bool) -> list[Problem]:
             problems.append((("datasets", key, "gt_size"),
                              f"is {data.gt_size}; the network halves patches {multiple.bit_length() - 1} times, so it "
                              f"must be a multiple of {multiple}"))
+    if options.val is not None and options.val.noise_draws > schedule.n_timestep:
+        problems.append((("val", "noise_draws"), f"must be at most n_timestep, {schedule.n_timestep}"))
     if options.val is not None and options.val.tile:
         problems.append((("val", "tile"), "must be 0: diffusion restores whole images, since tiles would not agree "
                                           "where they meet"))
