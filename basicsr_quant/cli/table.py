@@ -1,4 +1,4 @@
-"""``table``: fill and show the tables under ``options/tables``."""
+"""``table``: fill, show and plot the tables under ``options/tables``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 from basicsr_quant.registry import nearest
 from basicsr_quant.report.cells import expand, protocol_of, read_table
+from basicsr_quant.report.curves import draw, training_curves
 from basicsr_quant.report.markdown import as_csv, markdown
 from basicsr_quant.report.table import TableRun, select
 
@@ -19,8 +20,8 @@ TABLES = Path("options/tables")
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    parser = subparsers.add_parser("table", help="run the cells of a table, or show what is known of them")
-    parser.add_argument("action", choices=("run", "show"))
+    parser = subparsers.add_parser("table", help="run the cells of a table, show what is known of them, or plot it")
+    parser.add_argument("action", choices=("run", "show", "curves"))
     parser.add_argument("name", help="name of a file in options/tables, or its path")
     parser.add_argument("--cells", default="", help="only cells with these labels, for example method=DOBI,bit=4")
     parser.add_argument("--datasets", nargs="+", default=[], help="only these test sets")
@@ -28,6 +29,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the table file")
     parser.add_argument("--markdown", type=Path, help="write the table there too")
     parser.add_argument("--csv", type=Path, help="write it as CSV")
+    parser.add_argument("--metric", default="psnr", help="curves: the validation metric to plot")
+    parser.add_argument("--png", type=Path, help="curves: the file to write")
     parser.set_defaults(func=run)
 
 
@@ -46,6 +49,11 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = _pairs(arguments.cells.split(",") if arguments.cells else [], "--cells")
     chosen = select(expand(table, settings), wanted)
     cells = TableRun(table, chosen, protocol_of(table, settings), arguments.datasets)
+    if arguments.action == "curves":
+        if arguments.png is None:
+            raise UserError("table curves: --png is missing; name the file to write")
+        draw(training_curves(cells, arguments.metric), arguments.metric, table.title, arguments.png)
+        return
     failures = cells.run() if arguments.action == "run" else []
     text = markdown(cells)
     sys.stdout.write(text)

@@ -61,15 +61,24 @@ class TableRun:
         content: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
         return content
 
+    def training_name(self, cell: Cell) -> str:
+        """Return the name of the run that trains a cell."""
+        return f"{cell.name}-{self._train_digest(cell)[:12]}"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the trainings' TensorBoard files, one folder each."""
+        return self.folder / "tb_logger"
+
     def _file(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}-{self._test_digest(cell)[:12]}.json"
 
     def _run_cell(self, cell: Cell) -> None:
         path, began = self._file(cell), time.monotonic()
-        name = f"{cell.name}-{self._train_digest(cell)[:12]}"
+        name = self.training_name(cell)
         if cell.train is not None:
             _python("train.py", cell.train, [f"name={name}", f"path:experiments_root={self.folder / 'experiments'}",
-                                             f"path:tb_root={self.folder / 'tb_logger'}"], ["--auto_resume"])
+                                             f"path:tb_root={self.tensorboard}"], ["--auto_resume"])
         trained = time.monotonic() - began
         models = self.folder / "experiments" / name / "models"
         made = [f"{key}={models / file}" for key, file in cell.weights.items()] if cell.train is not None else []

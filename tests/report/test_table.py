@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from workshop import Workshop, test_options
 
 from basicsr_quant.cli.main import main
 from basicsr_quant.errors import UserError
+from basicsr_quant.io.images import read_image
 from basicsr_quant.options.load import load_options
 from basicsr_quant.report.cells import expand, read_table
+from basicsr_quant.report.curves import statistics, training_curves
 from basicsr_quant.report.markdown import published_numbers
-from basicsr_quant.report.table import select
+from basicsr_quant.report.table import TableRun, select
 
 TABLES = sorted((Path(__file__).parents[2] / "options" / "tables").glob("*.yml"))
 
@@ -110,6 +113,35 @@ def test_average_over_seeds(place: Workshop, capsys: pytest.CaptureFixture[str])
     wanted = f"| a | {sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / 2**0.5:.3f} / "
     shown = capsys.readouterr().out
     assert wanted in shown and "| b |  | 0 | not run |" in shown
+
+
+def test_curves(place: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    workshop_options = place.dqc
+    workshop_options["logger"]["use_tb_logger"] = True
+    workshop_options["val"]["val_freq"] = 1
+    place.write(workshop_options, "train_it")
+    path = table_file(place.folder, average="bit")
+    assert main(["table", "curves", path, "--png", "curves.png"]) == 2
+    assert "no training of 'small' recorded 'psnr'" in capsys.readouterr().err
+    assert main(["table", "run", path, "--cells", "method=2DQuant"]) == 0
+    table = read_table(path)
+    run = TableRun(table, select(expand(table, {}), {"method": "2DQuant"}), "")
+    curves = training_curves(run, "psnr")
+    assert list(curves) == ["2DQuant"] and [list(curve) for curve in curves["2DQuant"]] == [[1, 2, 3, 4]] * 2
+    log = (next(place.folder.glob("results/tables/small/experiments/2DQuant-3-*")) / "models").parent
+    logged = re.findall(r"iteration 4: psnr ([\d.]+)", next(log.glob("*.log")).read_text())
+    assert curves["2DQuant"][0][4] == pytest.approx(float(logged[-1]), abs=1e-3)
+    assert main(["table", "curves", path, "--png", "curves.png", "--cells", "method=2DQuant"]) == 0
+    image = read_image(place.folder / "curves.png")
+    assert image.shape[2] == 3 and image.std() > 1
+    assert main(["table", "curves", path]) == 2
+    assert "--png is missing" in capsys.readouterr().err
+
+
+def test_spread_of_curves() -> None:
+    steps, mean, spread = statistics([{1: 1.0, 2: 2.0}, {1: 3.0, 2: 2.0, 3: 9.0}])
+    assert steps == [1, 2] and mean.tolist() == [2.0, 2.0]
+    assert spread.tolist() == [pytest.approx(2**0.5), 0.0]
 
 
 def test_bad_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
