@@ -83,6 +83,7 @@ MODELS = Registry("model_type", {
     "SRModel": "basicsr_quant.models.sr:SRModel",
     "BIDiffSRModel": "basicsr_quant.models.bi_diffsr:BIDiffSRModel",
     "OSEDiffModel": "basicsr_quant.models.osediff:OSEDiffModel",
+    "PassionSRModel": "basicsr_quant.models.passionsr:PassionSRModel",
     "TDQuantModel": "basicsr_quant.models.tdquant:TDQuantModel",
 })
 OBSERVERS = Registry("observer", {
@@ -90,10 +91,12 @@ OBSERVERS = Registry("observer", {
     "ema_minmax": "basicsr_quant.quant.observers.ema_minmax:EmaMinMaxObserver",
     "percentile": "basicsr_quant.quant.observers.percentile:PercentileObserver",
     "dobi": "basicsr_quant.quant.observers.dobi:DobiObserver",
+    "step_size": "basicsr_quant.quant.observers.step_size:StepSizeObserver",
 })
 QUANTIZERS = Registry("quantization grid", {
     "float_offset": "basicsr_quant.quant.grids.float_offset:FloatOffsetGrid",
     "int_zero_point": "basicsr_quant.quant.grids.int_zero_point:IntZeroPointGrid",
+    "symmetric_step": "basicsr_quant.quant.grids.symmetric_step:SymmetricStepGrid",
 })
 BINARIZERS = Registry("binarizer", {
     "bi_conv": "basicsr_quant.quant.binary.binarizers:bi_conv",
@@ -104,8 +107,14 @@ BINARIZERS = Registry("binarizer", {
     "ir_net": "basicsr_quant.quant.binary.binarizers:ir_net",
     "react_net": "basicsr_quant.quant.binary.binarizers:react_net",
 })
+SELECTORS = Registry("selector", {
+    "transformations": "basicsr_quant.quant.selection:transformations",
+    "bounds": "basicsr_quant.quant.selection:bounds",
+    "low_rank_changes": "basicsr_quant.quant.quantization_aware_lora:low_rank_changes",
+})
 DATASETS = Registry("data set type", {
     "PairedImageDataset": "basicsr_quant.data.paired:PairedImageDataset",
+    "CentralPatchDataset": "basicsr_quant.data.central_patch:CentralPatchDataset",
     "MultiPairedImageDataset": "basicsr_quant.data.multi_paired:MultiPairedImageDataset",
 })
 LOSSES = Registry("loss", {

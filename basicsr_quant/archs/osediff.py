@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from basicsr_quant.archs.vae_start import CARRIED, COLOURS, start_as_resampling
 from basicsr_quant.compat import load_torchvision
 from basicsr_quant.errors import UserError
 
@@ -107,7 +108,7 @@ def sd_unet(
 
 def sd_vae(
     block_out_channels: Sequence[int] = (128, 256, 512, 512), layers_per_block: int = 2, latent_channels: int = 4,
-    norm_num_groups: int = 32, scaling_factor: float = LATENT_FACTOR, bias_spread: float = 0.0,
+    norm_num_groups: int = 32, scaling_factor: float = LATENT_FACTOR, start: Literal["random", "resampling"] = "random",
 ) -> nn.Module:
     """Return a VAE of Stable Diffusion's structure with random weights; the defaults are those of 2.1-base.
 
@@ -117,11 +118,11 @@ def sd_vae(
         latent_channels: Channels of the latent.
         norm_num_groups: Groups of every GroupNorm.
         scaling_factor: Latent of the UNet over latent of the VAE.
-        bias_spread: Standard deviation of the initial biases inside, for training from scratch: beside constant
-            features, brightness and contrast of a patch pass the normalizations; 0 = as diffusers has them.
+        start: Initial weights: diffusers' own, or, for training from scratch in minutes, those of
+            :func:`start_as_resampling`.
 
     Raises:
-        UserError: Diffusers is not installed.
+        UserError: Diffusers is not installed, or the network is too narrow for this start.
     """
     levels = len(block_out_channels)
     vae = build_vae({
@@ -129,11 +130,12 @@ def sd_vae(
         "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
         "layers_per_block": layers_per_block, "norm_num_groups": norm_num_groups, "scaling_factor": scaling_factor,
     })
-    if bias_spread:
-        inner = [layer for name, layer in vae.named_modules() if not name.endswith(("quant_conv", "conv_out"))]
-        for layer in inner:
-            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                nn.init.normal_(layer.bias, std=bias_spread)
+    if start == "resampling":
+        if min(block_out_channels) < CARRIED * norm_num_groups or latent_channels < COLOURS:
+            raise UserError(f"network_vae: start: resampling needs {CARRIED} channels in each of norm_num_groups "
+                            f"groups and {COLOURS} latent channels; write start: random, or widen the network")
+        if not vae.get_parameter("quant_conv.weight").is_meta:
+            start_as_resampling(vae)
     return vae
 
 
@@ -152,7 +154,7 @@ def noise_schedule(steps: int = 1000, first: float = 0.00085, last: float = 0.01
 
     Source: OSEDiff; PassionSR specification 1.1.
     """
-    betas = torch.linspace(math.sqrt(first), math.sqrt(last), steps, dtype=torch.float32) ** 2
+    betas = torch.linspace(math.sqrt(first), math.sqrt(last), steps, dtype=torch.float32, device="cpu") ** 2
     return torch.cumprod(1 - betas, dim=0)
 
 

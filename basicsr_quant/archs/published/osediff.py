@@ -29,7 +29,7 @@ _BASE = re.compile(r"(?P<layer>.+?)(?:\.base_layer)?\.(?P<kind>weight|bias)")
 
 
 def import_osediff(checkpoint: Mapping[str, Any], unet: Mapping[str, Tensor], vae: Mapping[str, Tensor],
-                   where: str = "osediff.pkl") -> tuple[State, State]:
+                   where: str = "osediff.pkl", alpha: float = LORA_ALPHA) -> tuple[State, State]:
     """Merge OSEDiff's training into the weights of Stable Diffusion 2.1-base.
 
     Both layouts are read: that of OSEDiff (``state_dict_unet``) and the earlier one that PassionSR uses
@@ -40,6 +40,7 @@ def import_osediff(checkpoint: Mapping[str, Any], unet: Mapping[str, Tensor], va
         unet: State dict of diffusers' UNet2DConditionModel.
         vae: State dict of diffusers' AutoencoderKL.
         where: Names the file in messages.
+        alpha: Of LoRA, see :func:`merge_lora`.
 
     Returns:
         Merged state dicts of the UNet and the VAE, keys as given.
@@ -58,7 +59,8 @@ def import_osediff(checkpoint: Mapping[str, Any], unet: Mapping[str, Tensor], va
             if found and rank in checkpoint and tensor.shape[found["factor"] == "B"] != checkpoint[rank]:
                 raise UserError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, which does not fit "
                                 f"{rank} {checkpoint[rank]}; restore the file from a copy")
-    return merge_lora(unet, trained_unet, f"{where}:unet"), merge_lora(vae, trained_vae, f"{where}:vae")
+    return (merge_lora(unet, trained_unet, f"{where}:unet", alpha),
+            merge_lora(vae, trained_vae, f"{where}:vae", alpha))
 
 
 def _part(checkpoint: Mapping[str, Any], spellings: tuple[str, str], where: str) -> State:

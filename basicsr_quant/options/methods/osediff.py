@@ -134,8 +134,8 @@ class OSEDiffTrainOptions(TrainOptions, frozen=True, kw_only=True, forbid_unknow
         description="Recompute activations in the backward pass: less memory, more time.")] = False
 
 
-class OSEDiffOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """OSEDiff, training and test."""
+class OSEDiffBaseOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What every method on OSEDiff's pipeline has."""
 
     network_unet: Annotated[Component | None, Meta(
         description="The UNet; absent: that of path:sd, or of Stable Diffusion 2.1-base.",
@@ -145,8 +145,13 @@ class OSEDiffOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=T
         extra={"registry": ARCHS})] = None
     one_step: Annotated[OneStepOptions, Meta(description="The diffusion step.")] = OneStepOptions()
     pipeline: Annotated[PipelineOptions, Meta(description="Around the networks.")] = PipelineOptions()
-    lora: Annotated[LoraOptions, Meta(description="Low-rank training.")] = LoraOptions()
     path: Annotated[OSEDiffPathOptions, Meta(description="Folders and files.")] = OSEDiffPathOptions()
+
+
+class OSEDiffOptions(OSEDiffBaseOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """OSEDiff, training and test."""
+
+    lora: Annotated[LoraOptions, Meta(description="Low-rank training.")] = LoraOptions()
     train: Annotated[OSEDiffTrainOptions | None, Meta(description="Training; needed to train.")] = None
 
 
@@ -157,7 +162,7 @@ def stages_of(train: OSEDiffTrainOptions) -> list[tuple[str, StageOptions]]:
     return [(kind, stage) for kind in STAGE_KINDS if (stage := getattr(train.stages, kind)) is not None]
 
 
-def pipeline_problems(options: OSEDiffOptions) -> list[Problem]:
+def pipeline_problems(options: OSEDiffBaseOptions) -> list[Problem]:
     """Return (key, what is wrong) of the blocks that every method on OSEDiff's pipeline has."""
     problems: list[Problem] = []
     tiles, path = options.pipeline.tiles, options.path
