@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
+import json
 import warnings
+import zlib
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from basicsr_quant.registry import nearest
 # Spandrel states a multiple for these, but their forward pads on its own, as their authors' evaluation did.
 PAD_THEMSELVES = frozenset({"CRAFT"})
 OUTLINE_LIMIT = 1024
+OUTLINE_TEXT_LIMIT = 2**22
 
 
 def spandrel_network(weights: str) -> nn.Module:
@@ -42,6 +46,42 @@ def spandrel_network(weights: str) -> nn.Module:
         descriptor = _describe(state, weights)
     if on_meta:
         descriptor.model.to("meta")
+    return _network_of(descriptor, weights)
+
+
+def outline_of(weights: str) -> str:
+    """Return the names and shapes in a weights file, by which spandrel recognises its network, as a short text.
+
+    Raises:
+        UserError: See :func:`spandrel_network`.
+    """
+    shapes = {name: list(tensor.shape) for name, tensor in _outline(weights).items()}
+    return base64.b64encode(zlib.compress(json.dumps(shapes).encode(), 9)).decode()
+
+
+def outlined_network(outline: str) -> nn.Module:
+    """Return the network of :func:`spandrel_network`, recognised by names and shapes alone; its values are zeros.
+
+    Args:
+        outline: See :func:`outline_of`.
+
+    Raises:
+        UserError: The text is none of :func:`outline_of`, or no super-resolution network for RGB images is recognised.
+    """
+    with torch.device("cpu"):
+        try:
+            text = zlib.decompressobj().decompress(base64.b64decode(outline), OUTLINE_TEXT_LIMIT)
+            state = {name: torch.zeros(()).expand(shape) for name, shape in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError, RuntimeError, zlib.error) as error:
+            raise UserError("the outline of a network is damaged; pack the model again") from error
+        descriptor = _describe(state, "the packed file")
+    if torch.get_default_device().type == "meta":
+        descriptor.model.to("meta")
+    return _network_of(descriptor, "the packed file")
+
+
+def _network_of(descriptor: Any, weights: str) -> nn.Module:
+    """Return what spandrel built, if it is for super-resolution, with what the framework asks of a network."""
     name = descriptor.architecture.name
     if getattr(descriptor, "purpose", None) not in ("SR", "Restoration", "FaceSR"):
         raise UserError(f"'{weights}' holds a {name} network, which is not for super-resolution; choose another file")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from basicsr_quant.engine.experiment import start_logging
 from basicsr_quant.errors import UserError
 
-VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart", "table", "bench")
+VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart", "table", "bench", "pack",
+         "infer")
 
 
 def guarded(function: Callable[[], int | None]) -> int:

@@ -69,6 +69,9 @@ class RestorationModel(abc.ABC):
     """
 
     needs_ground_truth = True
+    condition_at_target_size = False
+    knows_tiles = True
+    _network: nn.Module
 
     def __init__(self, options: Options, device: torch.device) -> None:
         self.options = options
@@ -103,6 +106,14 @@ class RestorationModel(abc.ABC):
 
     def prepare_testing(self) -> None:  # noqa: B027 (most methods need nothing)
         """Do what comes between loading and the first test image."""
+
+    def adopt(self, network: nn.Module) -> None:
+        """Restore images with a network that was made elsewhere, complete, on this model's device (a packed file's).
+
+        Args:
+            network: In the place of :attr:`network`.
+        """
+        self._network = network
 
     @property
     def self_ensemble(self) -> bool:

@@ -25,6 +25,7 @@ class OneStepModel(RestorationModel):
     """A method whose network is OSEDiff's pipeline."""
 
     options: OSEDiffBaseOptions
+    knows_tiles = False
     _network: OSEDiff
 
     @classmethod
@@ -45,6 +46,10 @@ class OneStepModel(RestorationModel):
     def prepare_testing(self) -> None:
         """Bring the networks to the precision of the test."""
         self._network.to(DTYPES[self.options.pipeline.precision])
+
+    def adopt(self, network: nn.Module) -> None:
+        """Restore images with another pipeline, in the precision of the test."""
+        super().adopt(network.to(DTYPES[self.options.pipeline.precision]))
 
     def restore(self, image: torch.Tensor, network: nn.Module | None = None,
                 samples: Sequence[int] = (0,)) -> torch.Tensor:

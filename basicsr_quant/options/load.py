@@ -13,11 +13,13 @@ from basicsr_quant.options.method import METHODS, Method
 from basicsr_quant.options.presets import apply_preset
 from basicsr_quant.options.problems import Problems, quoted
 from basicsr_quant.options.published import translate
+from basicsr_quant.options.published_passionsr import rebuild
 from basicsr_quant.options.source import Tree, read_tree
 from basicsr_quant.options.types import Options, datasets_of_phase
 from basicsr_quant.registry import nearest
 
-__all__ = ["Arguments", "datasets_of_phase", "difference", "effective_yaml", "load_options", "parse_arguments"]
+__all__ = ["Arguments", "datasets_of_phase", "difference", "effective_yaml", "load_options", "options_of",
+           "parse_arguments"]
 
 COSINE = ("CosineAnnealingLR", "TrueCosineAnnealingLR")
 
@@ -38,6 +40,12 @@ def load_options(path: str | Path, force: Sequence[str] = (), debug: bool = Fals
     apply_force(tree, force)
     if debug:
         apply_debug(tree)
+    return options_of(tree, is_train)
+
+
+def options_of(tree: Tree, is_train: bool = True) -> Options:
+    """Return the options that plain values stand for; the arguments and errors are those of :func:`load_options`."""
+    rebuild(tree)
     method = method_of(tree)
     translate(tree, method)
     apply_preset(tree, tree.values["model_type"])

@@ -22,6 +22,10 @@ class Grid(Protocol):
         """Return the values that codes stand for, in float32 or float64."""
         ...
 
+    def affine(self, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return step and first value in float64: code c stands for first + c * step, but for one rounding."""
+        ...
+
 
 def working_dtype(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in float32, or float64 if it is that; quantization is never done in 16 bits."""

@@ -96,3 +96,8 @@ class FloatOffsetGrid:
         lower, upper = working_dtype(lower), working_dtype(upper)
         values: torch.Tensor = codes.to(lower.dtype) * ((upper - lower) / (2**bits - 1)) + lower
         return values
+
+    def affine(self, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return step and first value in float64; see :meth:`basicsr_quant.quant.grids.base.Grid.affine`."""
+        lower, upper = working_dtype(lower), working_dtype(upper)
+        return ((upper - lower) / (2**bits - 1)).double(), lower.double()

@@ -88,3 +88,8 @@ class IntZeroPointGrid:
         """Return the values that codes stand for."""
         step, zero_point = step_and_zero_point(working_dtype(lower), working_dtype(upper), 2**bits - 1)
         return (codes.to(step.dtype) + zero_point) * step
+
+    def affine(self, lower: torch.Tensor, upper: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return step and first value in float64; see :meth:`basicsr_quant.quant.grids.base.Grid.affine`."""
+        step, zero_point = step_and_zero_point(working_dtype(lower), working_dtype(upper), 2**bits - 1)
+        return step.double(), zero_point.double() * step.double()

@@ -1,0 +1,1 @@
+"""What executes frozen networks: one class per backend, all with the same two methods."""
