@@ -26,6 +26,19 @@ def named_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
             yield name, module
 
 
+def activation_quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
+    """Yield the names and modules of all quantizers but those of weights and biases, in module order."""
+    fixed = {id(quantizer) for _, layer in weighted_layers(model) for _, quantizer, _ in layer.rounded_parameters()}
+    for name, quantizer in named_quantizers(model):
+        if id(quantizer) not in fixed:
+            yield name, quantizer
+
+
+def activation_names(model: nn.Module) -> list[str]:
+    """Return the names of :func:`activation_quantizers`, as the patterns that select what learns."""
+    return [name for name, _ in activation_quantizers(model)]
+
+
 def set_state(model: nn.Module, state: State) -> None:
     """Put all quantizers of a model in one state."""
     for _, quantizer in named_quantizers(model):
@@ -39,7 +52,8 @@ class Watch:
     Attributes:
         name: Of the quantizer.
         quantizer: Whose watcher this is.
-        observer: Is shown what the quantizer sees.
+        observer: Is shown what the quantizer sees. None once the bounds are set, as its tables, lying between large
+            tensors in memory, would keep the holes from being used again.
         followers: Quantizers that get the same bounds.
         number: Of the observer's pass.
         at_once: Whether the first tensor is all that there is, so that the observer gets all its passes over it.
@@ -48,7 +62,7 @@ class Watch:
 
     name: str
     quantizer: Quantizer
-    observer: Observer
+    observer: Observer | None
     followers: Sequence[Quantizer] = ()
     number: int = 0
     at_once: bool = False
@@ -57,21 +71,42 @@ class Watch:
     def __call__(self, x: torch.Tensor) -> None:
         """Show a tensor to the observer."""
         self.calls += 1
-        if not self.at_once:
-            self.observer.update(x, self.number)
-        elif self.calls == 1:
+        if self.observer is None:
+            return
+        if self.at_once:
             run_passes(self.observer, [x])
+            self.take_bounds()
+        else:
+            self.observer.update(x, self.number)
+
+    @property
+    def passes(self) -> int:
+        """How many passes the observer still wants."""
+        return 0 if self.observer is None else self.observer.passes
+
+    def finish(self, number: int) -> None:
+        """End a pass."""
+        if self.observer is not None and self.observer.seen:
+            self.observer.finish(number)
+
+    def start_over(self) -> None:
+        """Take a new observer, for tensors that come one by one."""
+        self.observer, self.at_once = make_observer(self.quantizer, self.name), False
 
     def take_bounds(self) -> None:
-        """Set the bounds of the quantizer and of its followers to what the observer says.
+        """Set the bounds of the quantizer and of its followers to what the observer says, unless it was done before.
 
         Raises:
             UserError: It saw no data.
         """
+        if self.observer is None:
+            return
         if not self.observer.seen:
             raise UserError(f"calibration: '{self.name}' saw no data; is its module part of the forward pass?")
+        lower, upper = self.observer.bounds()
         for quantizer in (self.quantizer, *self.followers):
-            quantizer.set_bounds(*self.observer.bounds())
+            quantizer.set_bounds(lower, upper)
+        self.observer = None
 
 
 def run_passes(observer: Observer, tensors: Sequence[torch.Tensor]) -> None:
@@ -142,14 +177,12 @@ def calibrate_weights(model: nn.Module) -> None:
 
 def watches_of(model: nn.Module, at_once: bool) -> list[Watch]:
     """Return a watch for each quantizer of activations that is calibrated by itself, in module order."""
-    weights = {id(quantizer) for _, layer in weighted_layers(model) for _, quantizer, _ in layer.rounded_parameters()}
     followers: dict[int, list[Quantizer]] = {}
     for _, quantizer in named_quantizers(model):
         if quantizer.followed is not None:
             followers.setdefault(id(quantizer.followed), []).append(quantizer)
     return [Watch(name, quantizer, make_observer(quantizer, name), followers.get(id(quantizer), ()), at_once=at_once)
-            for name, quantizer in named_quantizers(model)
-            if id(quantizer) not in weights and quantizer.followed is None]
+            for name, quantizer in activation_quantizers(model) if quantizer.followed is None]
 
 
 def observe(watches: list[Watch], batches: Sequence[torch.Tensor], forward: Callable[[torch.Tensor], object],
@@ -178,12 +211,12 @@ def _in_passes(watches: list[Watch], batches: Sequence[torch.Tensor], forward: C
         forward(batches[0])
         done = 1
         watches = _seen_in_parts(watches)
-    passes = max((watch.observer.passes for watch in watches), default=0)
+    passes = max((watch.passes for watch in watches), default=0)
     total = done + passes * len(batches)
     if done and on_progress is not None:
         on_progress(done, total)
     for number in range(passes):
-        active = [watch for watch in watches if number < watch.observer.passes]
+        active = [watch for watch in watches if number < watch.passes]
         for watch in watches:
             watch.number = number
             watch.quantizer.state = State.OBSERVE if watch in active else State.OFF
@@ -193,8 +226,7 @@ def _in_passes(watches: list[Watch], batches: Sequence[torch.Tensor], forward: C
             if on_progress is not None:
                 on_progress(done, total)
         for watch in active:
-            if watch.observer.seen:
-                watch.observer.finish(number)
+            watch.finish(number)
 
 
 def _seen_in_parts(watches: list[Watch]) -> list[Watch]:
@@ -203,7 +235,7 @@ def _seen_in_parts(watches: list[Watch]) -> list[Watch]:
     for watch in watches:
         watch.quantizer.state = State.OFF
         if watch.calls > 1:
-            watch.observer, watch.at_once = make_observer(watch.quantizer, watch.name), False
+            watch.start_over()
             again.append(watch)
     return again
 

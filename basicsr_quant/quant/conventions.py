@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from basicsr_quant.quant.accounting import BITS_OF_FLOAT, Account, LayerCount
 from basicsr_quant.quant.binary.accounting import StepAccount
 
+BORDER = ":border"
+
 
 @dataclass(frozen=True)
 class Convention:
@@ -17,30 +19,41 @@ class Convention:
         name: Shown in tables.
         source: Where it comes from.
         skipped_parameters: fnmatch patterns of parameters that are left out.
+        reference_parameters: Those of the network that is compared with; 0 = the same network in full precision.
         factors: Pattern of layer names -> factor on their operations.
         counted_norms: Patterns of norms of which each element counts as one operation.
+        both_widths: Whether an operation on operands of a and b bits counts ab/32^2, not a/32.
     """
 
     name: str
     source: str
     skipped_parameters: tuple[str, ...] = ()
+    reference_parameters: int = 0
     factors: dict[str, float] = field(default_factory=dict)
     counted_norms: tuple[str, ...] = ()
+    both_widths: bool = False
 
     def parameter_ratio(self, account: Account) -> float:
         """Return how many times smaller the parameters get: full precision over b/32 of what is quantized."""
         total = sum(count for name, count in account.parameters.items() if not _matches(name, self.skipped_parameters))
         codes = sum(count * bits / BITS_OF_FLOAT for count, bits in account.codes.values())
-        return total / (total - account.quantized_parameters + codes)
+        return (self.reference_parameters or total) / (total - account.quantized_parameters + codes)
 
     def operations(self, account: Account) -> tuple[float, float]:
-        """Return operations in full precision and quantized; those of a quantized layer count b/32, b of its input."""
+        """Return operations in full precision and quantized; those of a quantized layer count b/32, b of its input.
+
+        What a transformation's offset adds at image borders is part of the quantized network alone.
+        """
         full = quantized = 0.0
         for layer in account.layers:
             count = self._operations(layer)
-            full += count
-            quantized += count * (layer.activation_bits / BITS_OF_FLOAT if layer.is_quantized else 1)
+            full += 0 if layer.name.endswith(BORDER) else count
+            quantized += count * (self._share(layer) if layer.is_quantized else 1)
         return full, quantized
+
+    def _share(self, layer: LayerCount) -> float:
+        share = layer.activation_bits / BITS_OF_FLOAT
+        return share * layer.weight_bits / BITS_OF_FLOAT if self.both_widths else share
 
     def _operations(self, layer: LayerCount) -> float:
         if layer.kind == "norm":
@@ -72,6 +85,28 @@ def swinir_light_conventions(scale: int) -> list[Convention]:
                    skipped_parameters=biases,
                    factors={"conv_after_body": 1 / 3, "upsample.0": 1 / scale**2},
                    counted_norms=("*.norm1", "*.norm2", "patch_embed.norm")),
+    ]
+
+
+TRANSFORMATIONS = ("*.let.scale.value", "*.let.offset", "*.processor.scale_*.value")
+OSEDIFF_PARAMETERS = 1_303_000_000
+
+
+def transformation_parameters(account: Account) -> int:
+    """Return how many scales and offsets of equivalent transformations a network has."""
+    return sum(count for name, count in account.parameters.items() if _matches(name, TRANSFORMATIONS))
+
+
+def passionsr_conventions() -> list[Convention]:
+    """Return how the size and the operations of PassionSR are given: against OSEDiff, and two ways to count products.
+
+    Source: PassionSR, table 2 as summarized; specification 6.3.
+    """
+    return [
+        Convention("PassionSR, b/32", "against the 1303 M parameters of OSEDiff with its text encoder; bounds, scales "
+                   "and offsets not counted", TRANSFORMATIONS, OSEDIFF_PARAMETERS),
+        Convention("PassionSR, bit operations", "ab/32^2 for a product of a and b bits; parameters against the same "
+                   "network", TRANSFORMATIONS, both_widths=True),
     ]
 
 

@@ -89,6 +89,13 @@ class Quantizer(nn.Module):
         """Return the values that codes stand for."""
         return self.grid.decode(codes, self.lower_bound, self.upper_bound, self.bits)
 
+    @torch.no_grad()
+    def affine(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return step and first value, in the shape of the bounds: code c stands for first + c * step."""
+        levels = 2**self.bits - 1
+        first, last = (self.decode(torch.full_like(self.lower_bound, code, dtype=torch.uint8)) for code in (0, levels))
+        return (last - first) / levels, first
+
     def set_bits(self, bits: int) -> None:
         """Change the width of a code, as a checkpoint says."""
         self.recipe = replace(self.recipe, bits=bits)

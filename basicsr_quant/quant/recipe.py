@@ -48,7 +48,7 @@ class TensorRecipe:
 
     Attributes:
         bits: Width of a code, 1 to 8.
-        grid: Name of a grid, ``float_offset`` or ``int_zero_point``, with its arguments.
+        grid: Name of a grid, ``float_offset``, ``int_zero_point`` or ``symmetric_step``, with its arguments.
         per: ``tensor`` for one pair of bounds, ``channel`` for one per output channel (weights only).
         observer: What chooses the bounds from data.
     """

@@ -13,9 +13,7 @@ from basicsr_quant.quant.calibrate import (
     Watch,
     calibrate_weights,
     check_bounds,
-    make_observer,
     observe,
-    run_passes,
     set_state,
     watches_of,
 )
@@ -79,7 +77,7 @@ def _one_by_one(watches: list[Watch], batch: torch.Tensor, forward: Forward, on_
         _switch_on(watch)
     if again:
         for watch in again:
-            watch.observer, watch.at_once = make_observer(watch.quantizer, watch.name), False
+            watch.start_over()
         _observe_group(again, [batch], forward, _part(on_progress, 1, 0))
     elif on_progress is not None:
         on_progress(1, 1)
@@ -92,12 +90,9 @@ class _Setter:
         self._watch = watch
 
     def __call__(self, x: torch.Tensor) -> None:
-        watch = self._watch
-        watch.calls += 1
-        if watch.calls == 1:
-            run_passes(watch.observer, [x])
-            watch.take_bounds()
-            _switch_on(watch, State.FOLLOW)
+        self._watch(x)
+        if self._watch.calls == 1:
+            _switch_on(self._watch, State.FOLLOW)
 
 
 def _switch_on(watch: Watch, state: State = State.QUANTIZE) -> None:
@@ -122,7 +117,7 @@ def _in_groups(watches: list[Watch], batches: Sequence[torch.Tensor], groups: in
     order = sorted(watches, key=lambda watch: first.get(watch.name, len(calls)))
     count = min(groups or len(order), len(order))
     cut = [order[len(order) * number // count:len(order) * (number + 1) // count] for number in range(count)]
-    costs = [len(batches) if len(batches) == 1 else len(batches) * max(watch.observer.passes for watch in group)
+    costs = [len(batches) if len(batches) == 1 else len(batches) * max(watch.passes for watch in group)
              for group in cut]
     for number, group in enumerate(cut):
         expected = sum(times[watch.name] for watch in group)
