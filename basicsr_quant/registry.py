@@ -73,6 +73,7 @@ class Registry:
 ARCHS = Registry("network", {
     "SwinIR": "basicsr_quant.archs.swinir:SwinIR",
     "spandrel": "basicsr_quant.archs.external:spandrel_network",
+    "outlined": "basicsr_quant.archs.external:outlined_network",
     "BIDiffSRUNet": "basicsr_quant.archs.bi_diffsr_unet:BIDiffSRUNet",
     "BinaryBaselineUNet": "basicsr_quant.archs.binary_baseline_unet:BinaryBaselineUNet",
     "SR3UNet": "basicsr_quant.archs.sr3_unet:SR3UNet",
@@ -128,4 +129,9 @@ METRICS = Registry("metric", {
     "calculate_ssim": "basicsr_quant.metrics.psnr_ssim:calculate_ssim",
     "calculate_lpips": "basicsr_quant.metrics.perceptual:calculate_lpips",
     "calculate_iqa": "basicsr_quant.metrics.perceptual:calculate_iqa",
+})
+RUNTIMES = Registry("backend", {
+    "simulate": "basicsr_quant.deploy.runtimes.simulate:Simulate",
+    "reference": "basicsr_quant.deploy.runtimes.reference:Reference",
+    "onednn": "basicsr_quant.deploy.runtimes.onednn:OneDnn",
 })

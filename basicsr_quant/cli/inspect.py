@@ -15,13 +15,23 @@ import torch
 from torch import nn
 
 from basicsr_quant.archs.diffusion_unet import DiffusionUNet
+from basicsr_quant.archs.osediff_pipeline import OSEDiff
 from basicsr_quant.archs.swinir import SwinIR
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
+from basicsr_quant.models.passionsr_plan import layer_rows
 from basicsr_quant.options.load import load_options
 from basicsr_quant.quant.accounting import Account, LayerCount, account
 from basicsr_quant.quant.binary.accounting import StepAccount, account_step
-from basicsr_quant.quant.conventions import BI_DIFFSR, HONEST, Convention, Parts, swinir_light_conventions
+from basicsr_quant.quant.conventions import (
+    BI_DIFFSR,
+    HONEST,
+    Convention,
+    Parts,
+    passionsr_conventions,
+    swinir_light_conventions,
+    transformation_parameters,
+)
 from basicsr_quant.registry import MODELS
 
 PAPER_OUTPUT_SIDE = 512
@@ -47,7 +57,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UserError(f"--size: height and width must be positive, found {arguments.size[0]} {arguments.size[1]}")
     with torch.device("meta"):
         model = MODELS.get(options.model_type).skeleton(options)
-        inspect = _inspect_step if isinstance(model, DiffusionUNet) else _inspect_network
+        inspect = (_inspect_step if isinstance(model, DiffusionUNet) else
+                   _inspect_pipeline if isinstance(model, OSEDiff) else _inspect_network)
         lines, content = inspect(model, options.scale, arguments.size)
     sys.stdout.write("\n".join(lines) + "\n")
     if arguments.json is not None:
@@ -62,6 +73,19 @@ def _inspect_network(model: nn.Module, scale: int, size: Sequence[int] | None) -
     rules = [HONEST, *(swinir_light_conventions(scale) if isinstance(model, SwinIR) else ())]
     lines = [*_table(counted), "", *_summary(counted, rules, height, width)]
     return lines, _as_dict(counted, rules, height, width)
+
+
+def _inspect_pipeline(model: OSEDiff, scale: int, size: Sequence[int] | None) -> tuple[list[str], dict[str, Any]]:
+    """Count OSEDiff's pipeline, quantized or not; sides are rounded up to what its networks take."""
+    side = PAPER_OUTPUT_SIDE // scale
+    height, width = (math.ceil(side / model.window_multiple) * model.window_multiple for side in size or (side, side))
+    counted = account(model, (1, 3, height, width))
+    rows = [*layer_rows("unet", model.unet), *layer_rows("vae", model.vae)]
+    rules = [HONEST, *(passionsr_conventions() if rows else ())]
+    operands = sum(row["type"] == "Operand" for row in rows)
+    lines = [*_table(counted), "", f"quantized: {len(rows) - operands} layers, {operands} operands of attentions",
+             *_summary(counted, rules, height, width)]
+    return lines, {**_as_dict(counted, rules, height, width), "rows": rows}
 
 
 def _inspect_step(model: DiffusionUNet, scale: int, size: Sequence[int] | None) -> tuple[list[str], dict[str, Any]]:
@@ -86,29 +110,38 @@ def _bits(bits: int, layer: LayerCount) -> str:
 
 
 def _summary(counted: Account, rules: list[Convention], height: int, width: int) -> list[str]:
+    added = transformation_parameters(counted)
+    float_bytes = counted.float_bytes - 4 * added
     lines = [
-        f"input {height}x{width}; parameters {counted.total_parameters:,}, of which quantized "
-        f"{counted.quantized_parameters:,}; bounds {counted.bounds:,}; MACs {counted.macs / 1e9:.3f} G",
-        f"bytes: float32 {counted.float_bytes:,}, packed (codes, bounds, rest in float32) {counted.packed_bytes:,} "
-        f"({counted.float_bytes / counted.packed_bytes:.3f}x smaller)",
+        f"input {height}x{width}; parameters {counted.total_parameters - added:,}, of which quantized "
+        f"{counted.quantized_parameters:,}; bounds {counted.bounds:,}"
+        f"{f'; scales and offsets {added:,}' if added else ''}; MACs {counted.macs / 1e9:.3f} G",
+        f"bytes: float32 {float_bytes:,}, packed (codes, bounds, rest in float32) {counted.packed_bytes:,} "
+        f"({float_bytes / counted.packed_bytes:.3f}x smaller)",
     ]
     for rule in rules:
         full, quantized = rule.operations(counted)
-        lines.append(f"{rule.name}: parameters {rule.parameter_ratio(counted):.3f}x, operations {full / 1e9:.3f} G -> "
+        ratio = rule.parameter_ratio(counted)
+        lines.append(f"{rule.name}: parameters {ratio:.3f}x{_change(ratio, added)}, operations {full / 1e9:.3f} G -> "
                      f"{quantized / 1e9:.3f} G ({full / quantized:.3f}x) [{rule.source}]")
     lines.append("Operation ratios are arithmetic (b/32 per quantized product), not measured speed.")
     return lines
+
+
+def _change(ratio: float, shown: int) -> str:
+    return f" ({1 / ratio - 1:+.1%})" if shown else ""
 
 
 def _as_dict(counted: Account, rules: list[Convention], height: int, width: int) -> dict[str, Any]:
     return {
         "size": [height, width],
         "layers": [asdict(layer) for layer in counted.layers],
-        "parameters": counted.total_parameters,
+        "parameters": counted.total_parameters - transformation_parameters(counted),
         "quantized_parameters": counted.quantized_parameters,
         "bounds": counted.bounds,
+        "transformations": transformation_parameters(counted),
         "macs": counted.macs,
-        "float_bytes": counted.float_bytes,
+        "float_bytes": counted.float_bytes - 4 * transformation_parameters(counted),
         "packed_bytes": counted.packed_bytes,
         "conventions": [{"name": rule.name, "source": rule.source, "parameter_ratio": rule.parameter_ratio(counted),
                          "operations": rule.operations(counted)} for rule in rules],

@@ -45,6 +45,9 @@ def pair_names(
 ) -> list[Names]:
     """Return (name, LR name, HR name or None), sorted by name.
 
+    Where the template leads to no LR image, one of the HR name with ``lr`` in the place of ``hr`` is taken (PassionSR's
+    calibration folders).
+
     Args:
         gt: HR images, or None for a set without references.
         lq: LR images.
@@ -65,6 +68,8 @@ def pair_names(
         partner = f"{before}{name}{behind}"
         if same_name_too and partner not in available:
             partner = name
+        if partner not in available and name.replace("hr", "lr") in available:
+            partner = name.replace("hr", "lr")
         if partner not in available:
             raise UserError(f"{counts}; '{gt.path(name)}' has no LR partner '{before}{name}{behind}'; add it, remove "
                             "the HR image or correct filename_tmpl")

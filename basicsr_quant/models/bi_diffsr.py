@@ -47,6 +47,7 @@ class BIDiffSRModel(SRModel):
 
     options: BIDiffSROptions
     condition_at_target_size = True
+    knows_tiles = False
 
     def __init__(self, options: BIDiffSROptions, device: torch.device) -> None:
         if options.val is not None:

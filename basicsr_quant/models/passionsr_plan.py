@@ -17,12 +17,14 @@ from basicsr_quant.quant.quantizer import Quantizer
 KEPT_BITS = 8
 Split = Literal["half", "concat", "none"]
 ObserverSpec = str | Mapping[str, Any]
+GridSpec = str | Mapping[str, Any]
 
 
 def default_plan(component: Component, network: nn.Module, *, weight_bits: int = 8, activation_bits: int = 8,
                  split: Split = "none", let: Mapping[str, Any] | None = None, products: bool = True,
                  smooth: Mapping[str, Any] | None = None, key_tokens: Mapping[str, int] | None = None,
-                 zero_point_gradient: Literal["full", "detached"] = "full", weight_observer: ObserverSpec = "minmax",
+                 zero_point_gradient: Literal["full", "detached"] = "full", grid: GridSpec | None = None,
+                 weight_observer: ObserverSpec = "minmax",
                  activation_observer: ObserverSpec = "minmax",
                  product_observer: ObserverSpec | None = None) -> list[dict[str, Any]]:
     """Return the lines for every Conv2d and Linear of a network, and, in the UNet, both products of every attention.
@@ -42,14 +44,15 @@ def default_plan(component: Component, network: nn.Module, *, weight_bits: int =
         products: Quantize the products of the UNet's attentions. Those of the VAE are never quantized.
         smooth: Options of the smoothing of the products' operands; None for none.
         key_tokens: Pattern of attention names -> number of key tokens, for a factor per key token.
-        zero_point_gradient: Of the grid.
+        zero_point_gradient: Of the grid ``int_zero_point``.
+        grid: In place of it, everywhere.
         weight_observer: Of weights and biases.
         activation_observer: Of inputs.
         product_observer: Of the operands of products; None for that of inputs.
 
     Source: PassionSR specification 3.
     """
-    grid = {"type": "int_zero_point", "zero_point_gradient": zero_point_gradient}
+    grid = grid or {"type": "int_zero_point", "zero_point_gradient": zero_point_gradient}
     half = {"split_in": {"at": "half", "activation_axis": 1}} if split == "half" else {}
 
     def layer(weights: int, activations: int) -> dict[str, Any]:

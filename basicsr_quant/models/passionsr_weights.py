@@ -1,4 +1,4 @@
-"""Published PassionSR weights in a prepared network."""
+"""PassionSR's weight files: what they hold beside the full-precision weights, and how it gets into a network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from basicsr_quant.archs.published.passionsr import Component
-from basicsr_quant.archs.published.passionsr_state import import_passionsr
+from basicsr_quant.archs.published.passionsr_state import PREFIX, export_passionsr, import_passionsr
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.weights import apply_state_dict
+from basicsr_quant.quant.layers.weighted import weighted_layers
 
 NORM_TOLERANCE = 1e-3
 _QUANTIZED = re.compile(r"\.(?:let|processor|\w+_quantizer)\.")
@@ -44,3 +45,40 @@ def load_published(network: nn.Module, component: Component, state: Mapping[str,
     plain = {name: tensor for name, tensor in own.items() if not _QUANTIZED.search(name)}
     with torch.no_grad():
         apply_state_dict(network, {**plain, **quantized}, where)
+
+
+def quantization_state(network: nn.Module, component: Component) -> dict[str, Tensor]:
+    """Return transformations, bounds and what else the quantization has, on the CPU, without the weights under it.
+
+    The names are the published ones if the published form can hold the network: all layers quantized and transformed,
+    modules where Stable Diffusion has them. Otherwise they are those of ``network``.
+
+    Args:
+        network: Prepared network.
+        component: Which network.
+    """
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    own = {name: tensor for name, tensor in state.items() if _QUANTIZED.search(name)}
+    if any(isinstance(module, (nn.Conv2d, nn.Linear)) for module in network.modules()) or any(
+            layer.let is None for _, layer in weighted_layers(network)):
+        return own
+    try:
+        published = export_passionsr(component, state)
+        found, _ = import_passionsr(component, published, "export")
+    except UserError:
+        return own
+    return published if found.keys() == own.keys() else own
+
+
+def load_quantization(network: nn.Module, component: Component, state: Mapping[str, Tensor], where: str) -> None:
+    """Put what :func:`quantization_state` returned, or a released file, into a prepared network with its weights.
+
+    Raises:
+        UserError: Names or shapes disagree.
+    """
+    if any(name.startswith(PREFIX) for name in state):
+        load_published(network, component, state, where)
+        return
+    plain = {name: tensor for name, tensor in network.state_dict().items() if not _QUANTIZED.search(name)}
+    with torch.no_grad():
+        apply_state_dict(network, {**plain, **state}, where)

@@ -52,5 +52,6 @@ METHODS = Registry("model_type", {
     "SRModel": "basicsr_quant.options.methods.sr:METHOD",
     "BIDiffSRModel": "basicsr_quant.options.methods.bi_diffsr:METHOD",
     "OSEDiffModel": "basicsr_quant.options.methods.osediff:METHOD",
+    "PassionSRModel": "basicsr_quant.options.methods.passionsr:METHOD",
     "TDQuantModel": "basicsr_quant.options.methods.tdquant:METHOD",
 })

@@ -84,7 +84,7 @@ def test_command(command: Command, in_repository: None) -> None:
         assert subprocess.run(["bash", "-n", words[1]], check=False).returncode == 0, words[1]
     elif words[:3] == MODULE:
         arguments = parse_verb(words[3:])
-        if "opt" in arguments:
+        if getattr(arguments, "opt", None):
             load_options(arguments.opt, arguments.force_yml, is_train=arguments.verb == "calibration-data")
     else:
         assert words[0] in ("python", "torchrun"), f"{command}: what is '{words[0]}'?"
