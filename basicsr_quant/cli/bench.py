@@ -13,7 +13,7 @@ import torch
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 
-BENCHMARKS = ("dobi", "dqc")
+BENCHMARKS = ("conv", "dobi", "dqc", "linear")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
