@@ -17,7 +17,7 @@ HEAVY = {
     "transformers", "wandb",
 }
 OUTSIDE = re.compile(
-    r"(?<![\w.])/(?:work|root|home|opt/\w+)/|(?<!\w)shared/|\bpypi\.org|pythonhosted|download\.pytorch\.org"
+    r"(?<![\w.])/(?:work|root|home|opt/\w+)/|(?<!\w)shared/|\bpypi\.org|pythonhosted|download\.pytorch\.org/whl"
 )
 
 

@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
     source = _source(options)
     data, sizes = pack(model, arguments.rest, None if source is None else file_digest(source))
     write_bytes(output, data)
-    unpack(output)
-    sys.stdout.write("\n".join(report(output, sizes, options, source)) + "\n")
+    packed = unpack(output)
+    sys.stdout.write("\n".join(report(output, sizes, packed.options, source)) + "\n")
 
 
 def report(output: Path, sizes: Sizes, options: Options, source: Path | None) -> list[str]:

@@ -33,9 +33,11 @@ from workshop import Workshop, common_options, make_pairs, smooth_image
 
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.cli import main as command_line
-from basicsr_quant.io.images import write_image
+from basicsr_quant.io.images import read_image, write_image
+from basicsr_quant.models.tdquant import TDQuantModel
 from basicsr_quant.options.load import load_options, parse_arguments
 from basicsr_quant.quant.accounting import account
+from basicsr_quant.quant.calibrate import named_quantizers
 from basicsr_quant.quant.conventions import HONEST, swinir_light_conventions
 from basicsr_quant.registry import MODELS
 
@@ -118,7 +120,22 @@ def walk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                          ("datasets/benchmark/Set5/HR", ("baby", "bird")), ("my_results/Set5", ("baby", "bird"))):
         for stem in stems:
             write_image(folder / place / f"{stem}.png", smooth_image(generator, 40, 36))
+    for stem in ("babyx4", "birdx4"):
+        write_image(folder / "datasets/benchmark/Set5/LR_bicubic/X4" / f"{stem}.png", smooth_image(generator, 10, 9))
+    write_quantized_weights(folder / "experiments/train_2DQuant_x4_bit4/models/net_Q_best.pth")
     return folder
+
+
+def write_quantized_weights(path: Path) -> None:
+    """Write a random SwinIR-light x4 whose tensors are all rounded between -1 and 1."""
+    options = load_options(REPOSITORY / "options/train/train_2DQuant_x4.yml", ["bit=4", "num_gpu=0"])
+    torch.manual_seed(0)
+    network = TDQuantModel.skeleton(options)
+    for _, quantizer in named_quantizers(network):
+        quantizer.set_bounds(torch.tensor(-1.0), torch.tensor(1.0))
+    model = TDQuantModel(options, torch.device("cpu"))
+    path.parent.mkdir(parents=True)
+    torch.save({"params": model.export_state("Q", network)}, path)
 
 
 def run_verb(command: Command) -> int:
@@ -146,6 +163,11 @@ def test_verb_runs(command: Command, walk_folder: Path, monkeypatch: pytest.Monk
     elif arguments.verb == "docs":
         for name in ("options/schema.json", "docs/options.md"):
             assert (walk_folder / name).read_text() == (REPOSITORY / name).read_text()
+    elif arguments.verb == "pack":
+        assert f"{arguments.output.stat().st_size:,} bytes on disk" in printed
+    elif arguments.verb == "infer":
+        assert {path.name for path in arguments.output.iterdir()} == {"babyx4.png", "birdx4.png"}
+        assert read_image(arguments.output / "birdx4.png").shape == (40, 36, 3)
     elif arguments.verb == "table":
         assert "## 2DQuant" in printed
     else:

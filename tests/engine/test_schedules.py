@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from basicsr_quant.engine import schedules
-from basicsr_quant.engine.schedules import Schedule, learning_rate
+from basicsr_quant.engine.schedules import learning_rate
+from basicsr_quant.models.base import LearningRateSchedule
 
 
 def reference(make_scheduler: object, base: float, length: int) -> list[float]:
@@ -24,7 +25,7 @@ def reference(make_scheduler: object, base: float, length: int) -> list[float]:
     return rates
 
 
-def ours(schedule: Schedule, base: float, length: int, warmup: int = -1) -> list[float]:
+def ours(schedule: LearningRateSchedule, base: float, length: int, warmup: int = -1) -> list[float]:
     return [learning_rate(schedule, base, iteration, warmup) for iteration in range(1, length + 1)]
 
 
