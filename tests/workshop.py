@@ -48,6 +48,15 @@ def make_pairs(folder: Path, count: int, seed: int, height: int = 32, width: int
         write_image(folder / "LR" / f"im{number}x2.png", downscale(image, 2))
 
 
+def make_set(root: Path, template: str, count: int, side: int) -> None:
+    """Make square HR images and their LR ones of scale 4, laid out as published files expect."""
+    generator = np.random.default_rng(3)
+    for number in range(count):
+        image = smooth_image(generator, side, side)
+        write_image(root / "HR" / f"im{number}.png", image)
+        write_image(root / "LR_bicubic/X4" / f"{template.format(f'im{number}')}.png", downscale(image, 4))
+
+
 def make_weights(path: Path, **changes: Any) -> None:
     torch.manual_seed(5)
     network = {**NETWORK, **changes}
@@ -180,6 +189,18 @@ def same(left: Any, right: Any) -> bool:
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
     return bool(left == right)
+
+
+def close(left: Any, right: Any, relative: float) -> bool:
+    """Whether two nested containers agree; tensors by the largest difference over the largest value."""
+    if isinstance(left, torch.Tensor):
+        scale = right.abs().max().double().clamp_min(1e-30)
+        return bool((left.double() - right.double()).abs().max() <= relative * scale)
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(close(left[key], right[key], relative) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(close(x, y, relative) for x, y in zip(left, right, strict=True))
+    return bool(left == right) or abs(left - right) <= relative * max(abs(left), abs(right))
 
 
 def error_lines(text: str) -> list[str]:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from basicsr_quant.quant import exact
-from basicsr_quant.quant.binary.conv2d import BinaryConv2d
-from basicsr_quant.quant.layers.conv2d import QuantConv2d
+from basicsr_quant.quant.binary.conv2d import BinaryConv2d, scaled_sums
+from basicsr_quant.quant.layers.conv2d import QuantConv2d, border_term
 from basicsr_quant.quant.layers.weighted import Parts, QuantWeighted
 
 
@@ -122,12 +122,7 @@ class FrozenConv2d(FrozenWeighted):
         x = self.quantized_input(functional.pad(x, self.pads) if self.pads_input else x)
         weight, bias, border = self.parts()
         y = functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return y if border is None else y + self.offset_at(x, border)
-
-    def offset_at(self, x: torch.Tensor, border: torch.Tensor) -> torch.Tensor:
-        """Return the transformation's term (1, O, H', W') for an input of the size of ``x``."""
-        inside = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
-        return functional.conv2d(inside, border, None, self.stride, self.padding, self.dilation)
+        return y if border is None else y + border_term(self, x, border)
 
 
 class FrozenBinaryConv2d(nn.Module):
@@ -168,12 +163,7 @@ class FrozenBinaryConv2d(nn.Module):
             y: Sums (B, O, H, W).
             x: The layer's input (B, C, H, W).
         """
-        if self.scale is not None:
-            y = y * self.scale.view(1, -1, 1, 1)
-        if self.spatial_scale:
-            magnitude = x.abs().mean(dim=1, keepdim=True)
-            y = y * functional.avg_pool2d(magnitude, self.kernel_size, stride=1, padding=self.kernel_size[0] // 2)
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        return scaled_sums(y, x, self.scale, self.kernel_size if self.spatial_scale else None, self.bias)
 
     def _apply(self, *args: object, **kwargs: object) -> FrozenBinaryConv2d:
         self._values = None

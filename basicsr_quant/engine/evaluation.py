@@ -20,8 +20,10 @@ from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 from basicsr_quant.io.images import to_image, write_image
 from basicsr_quant.io.progress import track
+from basicsr_quant.metrics.perceptual import prepare
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.component import MetricOptions
+from basicsr_quant.options.types import ValOptions
 from basicsr_quant.registry import METRICS
 
 logger = logging.getLogger("basicsr_quant")
@@ -63,6 +65,16 @@ def measure(restored: torch.Tensor, target: torch.Tensor, metrics: dict[str, Met
     image, reference = to_image(restored), to_image(target)
     return {name: float(METRICS.get(metric.type)(image, reference, **metric.arguments))
             for name, metric in metrics.items()}
+
+
+def prepare_metrics(options: ValOptions) -> None:
+    """Build the networks of all metrics, so that a missing file is noticed before the run and not after it.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    for metric in options.metrics.values():
+        prepare(metric.type, metric.arguments)
 
 
 def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Process, name: str,

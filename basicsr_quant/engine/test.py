@@ -9,11 +9,10 @@ from pathlib import Path
 from basicsr_quant.engine import experiment
 from basicsr_quant.engine.datasets import open_datasets
 from basicsr_quant.engine.distributed import processes
-from basicsr_quant.engine.evaluation import Results, evaluate
+from basicsr_quant.engine.evaluation import Results, evaluate, prepare_metrics
 from basicsr_quant.engine.setup import make_deterministic, seed_everything
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
-from basicsr_quant.metrics.perceptual import prepare
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.load import effective_yaml
 from basicsr_quant.options.types import Options
@@ -52,8 +51,7 @@ def test(options: Options, launcher: str = "none") -> dict[str, Results]:
         model: RestorationModel = MODELS.build(options.model_type, options, process.device)
         model.load_pretrained(training=False)
         model.prepare_testing()
-        for metric in options.val.metrics.values():
-            prepare(metric.type, metric.arguments)
+        prepare_metrics(options.val)
         model.network.eval()
         if process.is_main:
             experiment.save_options(folder, f"test_{options.name}", effective_yaml(options))

@@ -12,12 +12,12 @@ from basicsr_quant.engine import experiment
 from basicsr_quant.engine.checkpoint import Checkpoints, newest_valid, read_state
 from basicsr_quant.engine.datasets import open_datasets, training_set
 from basicsr_quant.engine.distributed import Process, processes
+from basicsr_quant.engine.evaluation import prepare_metrics
 from basicsr_quant.engine.record import Recorder
 from basicsr_quant.engine.setup import make_deterministic, seed_everything
 from basicsr_quant.engine.stages import Training
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import remove_leftovers
-from basicsr_quant.metrics.perceptual import prepare
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.load import effective_yaml
 from basicsr_quant.options.types import DatasetOptions, Options
@@ -50,8 +50,8 @@ def train(options: Options, launcher: str = "none", auto_resume: bool = False) -
         validation_data = open_datasets(options, "val") if options.val is not None else {}
         model: RestorationModel = MODELS.build(options.model_type, options, process.device)
         model.load_pretrained(training=True)
-        for metric in options.val.metrics.values() if options.val is not None and validation_data else ():
-            prepare(metric.type, metric.arguments)
+        if options.val is not None and validation_data:
+            prepare_metrics(options.val)
         checkpoints = Checkpoints(folder, model, effective_yaml(options))
         if process.is_main:
             experiment.save_options(folder, f"train_{options.name}", checkpoints.options_text)

@@ -20,15 +20,14 @@ from basicsr_quant.archs.osediff_lora import (
 )
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.weights import apply_state_dict
-from basicsr_quant.models.base import LearningRateSchedule, Stage
+from basicsr_quant.models.base import Stage
 from basicsr_quant.models.one_step import OneStepModel
 from basicsr_quant.models.osediff_networks import loaded_pipeline
 from basicsr_quant.models.osediff_steps import AutoencoderStep, OSEDiffStep
 from basicsr_quant.options.methods.osediff import OSEDiffOptions, StageOptions, UnetStageOptions, stages_of
-from basicsr_quant.options.optimization import OPTIMIZERS, SCHEDULERS
+from basicsr_quant.options.optimization import OPTIMIZERS, stage_schedule
 from basicsr_quant.registry import LOSSES
 
-_COSINES = ("CosineAnnealingLR", "TrueCosineAnnealingLR")
 _NAMES = {"vae": "VAE", "unet": "one-step UNet", "lora": "LoRA"}
 _LABELS = {"vae": "vae", "unet": "unet", "lora": "osediff"}
 
@@ -80,7 +79,9 @@ class OSEDiffModel(OneStepModel):
         parameters = self._learning(kind, settings)
         rate = {} if settings.lr is None else {"lr": settings.lr}
         optimizer = OPTIMIZERS.build(train.optim.type, parameters, **(train.optim.arguments | rate))
-        return Stage(_NAMES[kind], _LABELS[kind], self._step(kind), [optimizer], schedule=self._schedule(settings))
+        chosen = settings.scheduler
+        schedule = None if chosen is None else stage_schedule(chosen, settings.iterations)
+        return Stage(_NAMES[kind], _LABELS[kind], self._step(kind), [optimizer], schedule=schedule)
 
     def _learning(self, kind: str, settings: StageOptions) -> list[nn.Parameter]:
         """Make trainable what a stage trains, and return it."""
@@ -107,14 +108,6 @@ class OSEDiffModel(OneStepModel):
         perceptual = None if train.perceptual_opt is None else train.perceptual_opt.build(LOSSES).to(self.device)
         sampled = self.options.pipeline.posterior == "sample"
         return OSEDiffStep(self._network, pixel, perceptual, seed, sampled, kind == "lora", compiled)
-
-    @staticmethod
-    def _schedule(settings: StageOptions) -> LearningRateSchedule | None:
-        if settings.scheduler is None:
-            return None
-        length = {"T_max": settings.iterations} if settings.scheduler.type in _COSINES else {}
-        schedule: LearningRateSchedule = settings.scheduler.build(SCHEDULERS, **length)
-        return schedule
 
     def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:
         """Return a network under diffusers' names, or what the LoRA stage trains (nothing before it begins)."""

@@ -28,7 +28,7 @@ from basicsr_quant.models.passionsr_targets import Images
 from basicsr_quant.models.passionsr_weights import load_quantization, quantization_state
 from basicsr_quant.models.tdquant import SIMULATED
 from basicsr_quant.options.methods.passionsr import PassionSROptions, StageOptions, lengths_of, stages_of
-from basicsr_quant.options.optimization import OPTIMIZERS, SCHEDULERS
+from basicsr_quant.options.optimization import OPTIMIZERS, SCHEDULERS, stage_schedule
 from basicsr_quant.options.types import datasets_of_phase
 from basicsr_quant.quant.bounds import RelativeSteps
 from basicsr_quant.quant.calibrate import calibrate, check_bounds
@@ -40,7 +40,6 @@ from basicsr_quant.registry import LOSSES, SELECTORS
 logger = logging.getLogger("basicsr_quant")
 
 RELEASED_MOMENTUM = 0.9
-_COSINES = ("CosineAnnealingLR", "TrueCosineAnnealingLR")
 _LABELS = {"encoder": "vae", "unet": "unet", "decoder": "vae"}
 
 
@@ -197,7 +196,7 @@ class PassionSRModel(OneStepModel):
         if component is None:
             schedule = SCHEDULERS.build("MultiStepLR", [length // 2], settings.decay)
         else:
-            schedule = component.build(SCHEDULERS, **({"T_max": length} if component.type in _COSINES else {}))
+            schedule = stage_schedule(component, length)
         return schedule
 
     def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:

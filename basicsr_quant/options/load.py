@@ -10,6 +10,7 @@ from basicsr_quant.options.checks import check
 from basicsr_quant.options.convert import to_struct
 from basicsr_quant.options.effective import difference, effective_yaml
 from basicsr_quant.options.method import METHODS, Method
+from basicsr_quant.options.optimization import COSINES
 from basicsr_quant.options.presets import apply_preset
 from basicsr_quant.options.problems import Problems, quoted
 from basicsr_quant.options.published import translate
@@ -20,8 +21,6 @@ from basicsr_quant.registry import nearest
 
 __all__ = ["Arguments", "datasets_of_phase", "difference", "effective_yaml", "load_options", "options_of",
            "parse_arguments"]
-
-COSINE = ("CosineAnnealingLR", "TrueCosineAnnealingLR")
 
 
 def load_options(path: str | Path, force: Sequence[str] = (), debug: bool = False, is_train: bool = True) -> Options:
@@ -73,6 +72,6 @@ def method_of(tree: Tree) -> Method:
 def _complete_cosine(tree: Tree) -> None:
     """Let a cosine schedule without ``T_max`` end with the training, in place."""
     scheduler, train = tree.block(("train", "scheduler")), tree.block(("train",))
-    if scheduler and train and scheduler.get("type") in COSINE and scheduler.get("T_max") is None \
+    if scheduler and train and scheduler.get("type") in COSINES and scheduler.get("T_max") is None \
             and train.get("total_iter") is not None:
         tree.put(("train", "scheduler", "T_max"), train["total_iter"], tree.origin(("train", "total_iter")))

@@ -1,8 +1,13 @@
-"""Names of optimizers and learning-rate schedules that an option file can choose."""
+"""Optimizers and learning-rate schedules that an option file can choose."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from basicsr_quant.options.component import Component
 from basicsr_quant.registry import Registry
+
+COSINES = ("CosineAnnealingLR", "TrueCosineAnnealingLR")
 
 OPTIMIZERS = Registry("optimizer", {
     "Adam": "torch.optim:Adam",
@@ -17,3 +22,13 @@ SCHEDULERS = Registry("scheduler", {
     "CosineAnnealingLR": "basicsr_quant.engine.schedules:CosineAnnealingLR",
     "TrueCosineAnnealingLR": "basicsr_quant.engine.schedules:CosineAnnealingLR",
 })
+
+
+def stage_schedule(component: Component, length: int) -> Any:
+    """Build the schedule of one stage; a cosine without ``T_max`` ends with the stage.
+
+    Args:
+        component: Of the option file.
+        length: Iterations of the stage.
+    """
+    return component.build(SCHEDULERS, **({"T_max": length} if component.type in COSINES else {}))

@@ -6,25 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from workshop import error_lines, load, run_test, run_train, smooth_image
-
-from basicsr_quant.data.bicubic import downscale
-from basicsr_quant.io.images import write_image
+from workshop import error_lines, load, make_set, run_test, run_train
 
 PUBLISHED = Path(__file__).parents[1] / "options" / "published"
 RELEASED = Path("experiments/pretrained_models/BI_DiffSR_x4.pth")
 BUDGET = ["num_gpu=0", "beta_schedule:num_inference_steps=2", "val:metrics:lpips:pnet_rand=true"]
-
-
-def make_set(root: Path, template: str, count: int, side: int) -> None:
-    generator = np.random.default_rng(3)
-    for number in range(count):
-        image = smooth_image(generator, side, side)
-        write_image(root / "HR" / f"im{number}.png", image)
-        write_image(root / "LR_bicubic/X4" / f"{template.format(f'im{number}')}.png", downscale(image, 4))
 
 
 def test_train_and_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,26 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from workshop import error_lines, load, run_test, run_train, smooth_image
+from workshop import error_lines, load, make_set, run_test, run_train
 
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.archs.published.swinir import export_swinir
-from basicsr_quant.data.bicubic import downscale
-from basicsr_quant.io.images import write_image
 
 PUBLISHED = Path(__file__).parents[1] / "options" / "published"
 WEIGHTS = "experiments/pretrained_models/SwinIR/002_lightweightSR_DIV2K_s64w8_SwinIR-S_x4.pth"
-
-
-def make_set(root: Path, template: str, count: int, side: int) -> None:
-    generator = np.random.default_rng(3)
-    for number in range(count):
-        image = smooth_image(generator, side, side)
-        write_image(root / "HR" / f"im{number}.png", image)
-        write_image(root / "LR_bicubic/X4" / f"{template.format(f'im{number}')}.png", downscale(image, 4))
 
 
 @pytest.fixture

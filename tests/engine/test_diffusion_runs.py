@@ -6,24 +6,13 @@ import json
 import random
 import re
 import signal
-from typing import Any
 
 import pytest
 import torch
 from diffusion_workshop import diffusion_options, diffusion_test_options
-from workshop import Workshop, error_lines, same
+from workshop import Workshop, close, error_lines, same
 
 LENGTH = 24
-
-
-def close(left: Any, right: Any, relative: float) -> bool:
-    """Whether two nested containers agree; tensors by the largest difference over the largest value."""
-    if isinstance(left, torch.Tensor):
-        scale = right.abs().max().double().clamp_min(1e-30)
-        return bool((left.double() - right.double()).abs().max() <= relative * scale)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(close(left[key], right[key], relative) for key in left)
-    return bool(left == right) or abs(left - right) <= relative * max(abs(left), abs(right))
 
 
 @pytest.mark.parametrize(("kind", "mode"), [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from workshop import Workshop, error_lines, make_pairs, test_options
+from workshop import Workshop, close, error_lines, make_pairs, test_options
 
 from basicsr_quant.engine.checkpoint import newest_valid
 from basicsr_quant.engine.distributed import choose_device, processes
@@ -34,18 +34,6 @@ with processes(arguments.launcher, 0, None, "gloo", 29500) as process:
     first, second = process.gather(mine)
     sys.exit(0 if first == second and len(mine) > 8 else 7)
 """
-
-
-def close(left: Any, right: Any, relative: float) -> bool:
-    """Whether two nested containers agree; tensors by the largest difference over the largest value."""
-    if isinstance(left, torch.Tensor):
-        scale = right.abs().max().double().clamp_min(1e-30)
-        return bool((left.double() - right.double()).abs().max() <= relative * scale)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(close(left[key], right[key], relative) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(close(x, y, relative) for x, y in zip(left, right, strict=True))
-    return bool(left == right) or abs(left - right) <= relative * max(abs(left), abs(right))
 
 
 def trained(workshop: Workshop, name: str, label: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from basicsr_quant.deploy.freeze import replace_module
 from basicsr_quant.deploy.frozen import FrozenConv2d, FrozenLinear
 from basicsr_quant.quant import exact
+from basicsr_quant.quant.layers.conv2d import border_term
 from basicsr_quant.quant.quantizer import Quantizer
 
 logger = logging.getLogger("basicsr_quant")
@@ -133,7 +134,7 @@ class OneDnnConv2d(_OneDnnLayer):
             total = self.first * functional.conv2d(inside, self.values, None, layer.stride, layer.padding,
                                                    layer.dilation)
             if layer.border is not None:
-                total = total + layer.offset_at(inside, layer.border.double())
+                total = total + border_term(layer, inside, layer.border.double())
             self._offsets[size] = (total + self.bias.view(-1, 1, 1)).float()
         return self._offsets[size]
 

@@ -14,6 +14,7 @@ from basicsr_quant.deploy.frozen import FrozenBinaryConv2d, FrozenConv2d, Frozen
 from basicsr_quant.quant import exact
 from basicsr_quant.quant.calibrate import named_quantizers
 from basicsr_quant.quant.foreign import MATMUL
+from basicsr_quant.quant.layers.conv2d import border_term
 from basicsr_quant.quant.quantizer import Quantizer, State
 
 LAYOUTS = frozenset({
@@ -74,7 +75,7 @@ class ReferenceLayer(nn.Module):
         for term in (layer.decoded_bias(), layer.term):
             y = y if term is None else y + term.double().view(shape)
         if isinstance(layer, FrozenConv2d) and layer.border is not None:
-            y = y + layer.offset_at(codes.codes, layer.border.double())
+            y = y + border_term(layer, codes.codes, layer.border.double())
         return y.to(dtype)
 
 

@@ -51,13 +51,27 @@ class BinaryConv2d(nn.Conv2d):
         """Map (B, C, H, W) to (B, O, H, W)."""
         binary = x if self.activation_binarizer is None else self.activation_binarizer(x)
         signs, scale = self.binary_weight()
-        y = functional.conv2d(binary, signs, padding=self.padding)
-        if scale is not None:
-            y = y * scale.view(1, -1, 1, 1)
-        if self.spatial_scale:
-            magnitude = x.detach().abs().mean(dim=1, keepdim=True)
-            y = y * functional.avg_pool2d(magnitude, self.kernel_size, stride=1, padding=self.kernel_size[0] // 2)
-        return y if self.bias is None else y + self.bias.view(1, -1, 1, 1)
+        sums = functional.conv2d(binary, signs, padding=self.padding)
+        return scaled_sums(sums, x, scale, self.kernel_size if self.spatial_scale else None, self.bias)
+
+
+def scaled_sums(sums: torch.Tensor, x: torch.Tensor, scale: torch.Tensor | None, window: tuple[int, ...] | None,
+                bias: torch.Tensor | None) -> torch.Tensor:
+    """Return the output of a binary convolution, made from its sums of signs.
+
+    Args:
+        sums: (B, O, H, W).
+        x: The convolution's input (B, C, H, W).
+        scale: Per output channel (O,), or None.
+        window: Kernel size, if the sums are also scaled by the mean magnitude of ``x`` in the window; else None.
+        bias: Per output channel (O,), or None.
+    """
+    if scale is not None:
+        sums = sums * scale.view(1, -1, 1, 1)
+    if window is not None:
+        magnitude = x.detach().abs().mean(dim=1, keepdim=True)
+        sums = sums * functional.avg_pool2d(magnitude, window, stride=1, padding=window[0] // 2)
+    return sums if bias is None else sums + bias.view(1, -1, 1, 1)
 
 
 def binary_layers(model: nn.Module) -> Iterator[tuple[str, BinaryConv2d]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -62,10 +63,27 @@ class QuantConv2d(QuantWeighted):
         x = self.quantized_input(x)
         weight, bias, border = self.parts()
         y = functional.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        if border is None:
-            return y
-        inside = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
-        return y + functional.conv2d(inside, border, None, self.stride, self.padding, self.dilation)
+        return y if border is None else y + border_term(self, x, border)
+
+
+class Geometry(Protocol):
+    """How a convolution moves over its input."""
+
+    stride: Sequence[int]
+    padding: str | Sequence[int]
+    dilation: Sequence[int]
+
+
+def border_term(layer: Geometry, x: torch.Tensor, border: torch.Tensor) -> torch.Tensor:
+    """Return the transformation's term W o, (1, O, H', W'), which is smaller where zeros are padded.
+
+    Args:
+        layer: The convolution.
+        x: An input of it; only size, dtype and device matter.
+        border: Kernel (O, 1, kh, kw).
+    """
+    inside = torch.ones((1, 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    return functional.conv2d(inside, border, None, layer.stride, layer.padding, layer.dilation)
 
 
 def _pads(module: nn.Conv2d) -> list[int]:
