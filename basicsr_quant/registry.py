@@ -90,6 +90,7 @@ MODELS = Registry("model_type", {
 OBSERVERS = Registry("observer", {
     "minmax": "basicsr_quant.quant.observers.minmax:MinMaxObserver",
     "ema_minmax": "basicsr_quant.quant.observers.ema_minmax:EmaMinMaxObserver",
+    "dbdc": "basicsr_quant.quant.observers.dbdc:DbdcObserver",
     "percentile": "basicsr_quant.quant.observers.percentile:PercentileObserver",
     "dobi": "basicsr_quant.quant.observers.dobi:DobiObserver",
     "step_size": "basicsr_quant.quant.observers.step_size:StepSizeObserver",
@@ -111,6 +112,9 @@ BINARIZERS = Registry("binarizer", {
 SELECTORS = Registry("selector", {
     "transformations": "basicsr_quant.quant.selection:transformations",
     "bounds": "basicsr_quant.quant.selection:bounds",
+    "activation_bounds": "basicsr_quant.quant.selection:activation_bounds",
+    "transformations_and_bounds": "basicsr_quant.quant.selection:transformations_and_bounds",
+    "rounding": "basicsr_quant.quant.adaround:learned_roundings",
     "low_rank_changes": "basicsr_quant.quant.quantization_aware_lora:low_rank_changes",
 })
 DATASETS = Registry("data set type", {
@@ -134,4 +138,6 @@ RUNTIMES = Registry("backend", {
     "simulate": "basicsr_quant.deploy.runtimes.simulate:Simulate",
     "reference": "basicsr_quant.deploy.runtimes.reference:Reference",
     "onednn": "basicsr_quant.deploy.runtimes.onednn:OneDnn",
+    "native": "basicsr_quant.deploy.runtimes.native:Native",
+    "native_bf16": "basicsr_quant.deploy.runtimes.native_bf16:NativeBf16",
 })

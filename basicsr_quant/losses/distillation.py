@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch.nn import functional
 
 
 def pixel_distance(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], student: torch.Tensor,
@@ -75,8 +76,24 @@ def relative_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Ten
     return (difference / teacher.flatten(1).square().sum(1)).mean()
 
 
+def attention_transfer_distance(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared difference of attention maps: mean squares over channels, scaled to norm 1.
+
+    Args:
+        student: (B, C, H, W), or tokens (B, L, C).
+        teacher: As ``student``.
+
+    Source: Zagoruyko and Komodakis, "Paying more attention to attention" (ICLR 2017), as in PTQ4SR; 2DQuant
+        specification 6.1.
+    """
+    channels = 1 if student.dim() == 4 else -1
+    mine, theirs = (functional.normalize(feature.square().mean(channels).flatten(1)) for feature in (student, teacher))
+    return functional.mse_loss(mine, theirs)
+
+
 FEATURE_DISTANCES = {
     "batch_broadcast": batch_broadcast_distance,
     "unit_norm": unit_norm_distance,
     "relative": relative_distance,
+    "attention_transfer": attention_transfer_distance,
 }

@@ -24,8 +24,9 @@ from basicsr_quant.models.base import Stage
 from basicsr_quant.models.one_step import OneStepModel
 from basicsr_quant.models.osediff_networks import loaded_pipeline
 from basicsr_quant.models.osediff_steps import AutoencoderStep, OSEDiffStep
-from basicsr_quant.options.methods.osediff import OSEDiffOptions, StageOptions, UnetStageOptions, stages_of
-from basicsr_quant.options.optimization import OPTIMIZERS, stage_schedule
+from basicsr_quant.options.methods.osediff import OSEDiffOptions, UnetStageOptions, stages_of
+from basicsr_quant.options.optimization import stage_optimizer, stage_schedule
+from basicsr_quant.options.stage import StageOptions
 from basicsr_quant.registry import LOSSES
 
 _NAMES = {"vae": "VAE", "unet": "one-step UNet", "lora": "LoRA"}
@@ -77,8 +78,7 @@ class OSEDiffModel(OneStepModel):
             network.unet.enable_gradient_checkpointing()
             network.vae.enable_gradient_checkpointing()
         parameters = self._learning(kind, settings)
-        rate = {} if settings.lr is None else {"lr": settings.lr}
-        optimizer = OPTIMIZERS.build(train.optim.type, parameters, **(train.optim.arguments | rate))
+        optimizer = stage_optimizer(train.optim, parameters, settings.lr)
         chosen = settings.scheduler
         schedule = None if chosen is None else stage_schedule(chosen, settings.iterations)
         return Stage(_NAMES[kind], _LABELS[kind], self._step(kind), [optimizer], schedule=schedule)

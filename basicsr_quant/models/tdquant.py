@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,10 @@ from basicsr_quant.io.weights import apply_state_dict, load_state_dict
 from basicsr_quant.models.base import RestorationModel, Stage, forward_draws
 from basicsr_quant.models.step import DistillationStep
 from basicsr_quant.models.tdquant_plan import feature_taps, plan_of
-from basicsr_quant.options.methods.tdquant import TDQuantOptions
-from basicsr_quant.options.optimization import OPTIMIZERS
+from basicsr_quant.options.methods.tdquant import TDQuantOptions, stages_of
+from basicsr_quant.options.optimization import stage_optimizer, stage_schedule
 from basicsr_quant.options.types import datasets_of_phase
-from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_keeper, range_scales
+from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_keeper, quantizers_of, range_scales
 from basicsr_quant.quant.calibrate import calibrate, check_bounds, named_quantizers
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
@@ -215,15 +215,22 @@ class TDQuantModel(RestorationModel):
 
         return forward
 
+    @property
+    def stage_lengths(self) -> Sequence[int]:
+        """Iterations of each training stage."""
+        assert self.options.train is not None
+        return [stage.iterations for _, stage in stages_of(self.options.train)]
+
     def stage(self, index: int = 0) -> Stage:
-        """Return the distillation stage: ``optim_bound`` on all bounds."""
+        """Return a distillation stage: ``optim_bound`` on bounds."""
         logger.info(SIMULATED)
         train, learn = self.options.train, self.options.quant.learn
         assert train is not None and self._teacher is not None
-        bounds = bound_parameters(self._network)
-        optimizer = train.optim_bound.build(OPTIMIZERS, params=bounds)
+        side, settings = stages_of(train)[index]
+        where = quantizers_of(self._network, side)
+        optimizer = stage_optimizer(train.optim_bound, bound_parameters(self._network, where), settings.lr)
         if learn.relative_step:
-            RelativeSteps(optimizer, range_scales(self._network))
+            RelativeSteps(optimizer, range_scales(self._network, where))
         feature = train.feature_loss
         taps = feature_taps(self.options, self._network) if feature is not None else ()
         step = DistillationStep(
@@ -231,7 +238,9 @@ class TDQuantModel(RestorationModel):
             float(feature.arguments.get("loss_weight", 1.0)) if feature is not None else 0.0, learn.feature_distance,
             train.compile)
         keep = order_keeper(self._network, learn.minimum_width) if learn.minimum_width else None
-        return Stage("distillation of bounds", "Q", step, [optimizer], keep)
+        chosen = settings.scheduler
+        schedule = None if chosen is None else stage_schedule(chosen, settings.iterations)
+        return Stage(f"distillation, bounds of {side}", "Q", step, [optimizer], keep, schedule=schedule)
 
     def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:
         """Return the quantized network under its published names."""

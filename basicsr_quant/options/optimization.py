@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from basicsr_quant.options.component import Component
@@ -22,6 +23,18 @@ SCHEDULERS = Registry("scheduler", {
     "CosineAnnealingLR": "basicsr_quant.engine.schedules:CosineAnnealingLR",
     "TrueCosineAnnealingLR": "basicsr_quant.engine.schedules:CosineAnnealingLR",
 })
+
+
+def stage_optimizer(component: Component, parameters: Iterable[Any], rate: float | None) -> Any:
+    """Build the optimizer of one stage.
+
+    Args:
+        component: Of the option file.
+        parameters: What learns.
+        rate: Learning rate in place of the component's, or None.
+    """
+    return OPTIMIZERS.build(component.type, parameters,
+                            **(component.arguments | ({} if rate is None else {"lr": rate})))
 
 
 def stage_schedule(component: Component, length: int) -> Any:

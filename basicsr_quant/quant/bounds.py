@@ -36,6 +36,17 @@ def range_scales(model: nn.Module, where: Sequence[str] = EVERYWHERE) -> list[to
             for quantizer in _quantizers(model, where) for _ in range(2)]
 
 
+def quantizers_of(model: nn.Module, side: str) -> list[str]:
+    """Return names of quantizers, which are patterns of the other functions here.
+
+    Args:
+        model: Prepared model.
+        side: ``weights``, ``activations``, or ``all`` of both.
+    """
+    names = [name for name, _ in named_quantizers(model)]
+    return [name for name in names if side == "all" or ("weight_quantizer" in name) == (side == "weights")]
+
+
 def matches(name: str, where: Sequence[str]) -> bool:
     """Whether any of the fnmatch patterns matches a module's name; ``*`` matches dots too."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in where)

@@ -64,3 +64,16 @@ def test_equal_features_are_at_distance_zero_with_finite_gradients(name: str) ->
     distance.backward()
     assert distance.item() == 0
     assert torch.isfinite(feature.grad).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 4, 6), (3, 24, 5)])
+def test_attention_transfer(shape: tuple[int, ...]) -> None:
+    """As its definition in float64 says, for maps and for tokens; the scale of a sample does not matter."""
+    student, teacher = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double() for seed in (1, 2))
+    maps = []
+    for feature in (student, teacher):
+        energy = (feature**2).mean(1 if len(shape) == 4 else 2).reshape(3, -1)
+        maps.append(energy / energy.square().sum(1, keepdim=True).sqrt())
+    found = FEATURE_DISTANCES["attention_transfer"](student, teacher)
+    assert found.item() == pytest.approx((maps[0] - maps[1]).square().mean().item(), rel=1e-12)
+    assert FEATURE_DISTANCES["attention_transfer"](7 * student, teacher).item() == pytest.approx(found.item())

@@ -97,3 +97,25 @@ def test_variants_of_learning(workshop: Workshop, force: list[str]) -> None:
     losses = model.stage().step({"lq": torch.rand(2, 3, 8, 8), "iteration": 0, "sample": [0, 1]})
     assert all(torch.isfinite(loss) for loss in losses.values())
     assert set(losses) == ({"pixel"} if force == ["train:feature_loss=null"] else {"pixel", "feature"})
+
+
+def test_stages_of_bounds(workshop: Workshop) -> None:
+    """Each stage moves its own bounds, at its own rate; the other ones rest and have no gradient."""
+    stages = "{activations: {iterations: 3, lr: 1e-2}, weights: {iterations: 2, lr: 1e-3}}"
+    model = ready(workshop, f"train:stages={stages}", "train:total_iter=5", "quant:learn:relative_step=false",
+                  "quant:learn:feature_distance=attention_transfer")
+    assert model.stage_lengths == [3, 2]
+    for index, (part, rate) in enumerate((("activations", 1e-2), ("weights", 1e-3))):
+        stage, before = model.stage(index), bounds(model)
+        losses = stage.step({"lq": torch.rand(2, 3, 8, 8), "iteration": 0, "sample": [0, 1]})
+        sum(losses.values()).backward()
+        stage.optimizers[0].step()
+        after = bounds(model)
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved and all(("weight_quantizer" in name) == (part == "weights") for name in moved)
+        assert max((after[name] - before[name]).abs().max().item() for name in moved) == pytest.approx(rate, rel=1e-3)
+
+
+def test_stages_add_up(workshop: Workshop) -> None:
+    with pytest.raises(UserError, match="train:total_iter.* is 4, but the stages have 3 iterations; make it 3"):
+        load_options(workshop.write(workshop.dqc), ["train:stages={weights: {iterations: 3}}", "train:total_iter=4"])

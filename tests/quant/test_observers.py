@@ -42,6 +42,35 @@ def test_ema_minmax() -> None:
     assert (lower.item(), upper.item()) == (-0.25, 1.5)
 
 
+def dbdc_reference(x: np.ndarray, clip: float, bins: int = 2048) -> tuple[float, float]:
+    """Specification 6.1, steps 1 to 3, by a loop in float64."""
+    x = x.astype(np.float64)
+    width = (x.max() - x.min()) / bins
+    counts = np.bincount(np.minimum(((x - x.min()) / width).astype(int), bins - 1), minlength=bins)
+    low, high = 0, bins - 1
+    while counts[low:high + 1].sum() > (1 - clip) * x.size:
+        if counts[low] < counts[high]:
+            low += 1
+        else:
+            high -= 1
+    return x.min() + width * low, x.min() + width * (high + 1)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e-4, 0.01, 0.3])
+@pytest.mark.parametrize("skewed", [False, True])
+def test_dbdc(clip: float, skewed: bool) -> None:
+    """The average of what is left of each batch, whatever its size; a bin may go to a neighbour by rounding."""
+    batches = [normal(seed, 1000 * (seed + 1)) for seed in range(3)]
+    batches = [batch.exp() for batch in batches] if skewed else batches
+    found = bounds_of("dbdc", batches, clip=clip)
+    wanted = np.mean([dbdc_reference(batch.numpy(), clip) for batch in batches], axis=0)
+    width = np.mean([float(batch.max() - batch.min()) / 2048 for batch in batches])
+    for mine, theirs in zip(found, wanted, strict=True):
+        assert mine.item() == pytest.approx(theirs, abs=2.01 * width)
+    if clip == 0:
+        assert found[1].item() == pytest.approx(np.mean([float(batch.max()) for batch in batches]), rel=1e-6)
+
+
 @pytest.mark.parametrize("percentile", [60, 99, 99.9, 100])
 def test_percentile_is_numpy_s_within_a_bin(percentile: float) -> None:
     x = normal(0, 20000)

@@ -9,7 +9,8 @@ from msgspec import Meta
 
 from basicsr_quant.options.component import Component
 from basicsr_quant.options.method import Method, Problem
-from basicsr_quant.options.optimization import OPTIMIZERS, SCHEDULERS
+from basicsr_quant.options.optimization import OPTIMIZERS
+from basicsr_quant.options.stage import StageOptions, total_problems
 from basicsr_quant.options.types import NaturalNumber, Options, PathOptions, PositiveInteger, TrainOptions
 from basicsr_quant.registry import ARCHS, LOSSES
 
@@ -89,17 +90,6 @@ class OSEDiffPathOptions(PathOptions, frozen=True, kw_only=True, forbid_unknown_
         description="Folder that holds text_encoder and tokenizer; absent: path:sd.")] = None
     pretrain_network_unet: Annotated[str | None, Meta(description="UNet weights in place of path:sd's.")] = None
     pretrain_network_vae: Annotated[str | None, Meta(description="VAE weights in place of path:sd's.")] = None
-
-
-class StageOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One stage of a training."""
-
-    iterations: Annotated[PositiveInteger, Meta(description="Optimizer steps.")]
-    lr: Annotated[Annotated[float, Meta(ge=0)] | None, Meta(
-        description="Learning rate in place of optim's.")] = None
-    scheduler: Annotated[Component | None, Meta(
-        description="In place of train:scheduler; CosineAnnealingLR without T_max ends with the stage.",
-        extra={"registry": SCHEDULERS})] = None
 
 
 class UnetStageOptions(StageOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -185,13 +175,9 @@ def check(options: OSEDiffOptions, is_train: bool) -> list[Problem]:
     """Return (key, what is wrong) of what the types cannot say."""
     problems = pipeline_problems(options)
     if options.train is not None:
-        stages = stages_of(options.train)
-        total = sum(stage.iterations for _, stage in stages)
-        if not stages:
-            problems.append((("train", "stages"), "names no stage; add vae, unet or lora, or leave it out"))
-        elif total != options.train.total_iter:
-            problems.append((("train", "total_iter"),
-                             f"is {options.train.total_iter}, but the stages have {total} iterations; make it {total}"))
+        stages = [stage for _, stage in stages_of(options.train)]
+        problems += total_problems(stages, options.train.total_iter) if stages else [
+            (("train", "stages"), "names no stage; add vae, unet or lora, or leave it out")]
     return problems
 
 

@@ -10,6 +10,7 @@ from msgspec import Meta
 from basicsr_quant.options.component import Component
 from basicsr_quant.options.method import Method, Problem
 from basicsr_quant.options.optimization import OPTIMIZERS
+from basicsr_quant.options.stage import StageOptions, total_problems
 from basicsr_quant.options.types import NaturalNumber, Options, PathOptions, PositiveInteger, TrainOptions
 from basicsr_quant.registry import ARCHS, LOSSES, OBSERVERS
 
@@ -39,9 +40,9 @@ class LearnOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     pixel_normalization: Annotated[Literal["once", "twice"], Meta(
         description="once: mean absolute error; twice: divided once more by the values of an image.")] = "once"
-    feature_distance: Annotated[Literal["batch_broadcast", "unit_norm", "relative"], Meta(
-        description="batch_broadcast: the released formula; unit_norm: the paper's; "
-                    "relative: squared error over the teacher's squared norm.")] = "relative"
+    feature_distance: Annotated[Literal["batch_broadcast", "unit_norm", "relative", "attention_transfer"], Meta(
+        description="batch_broadcast: the released formula; unit_norm: the paper's; relative: squared error over the "
+                    "teacher's squared norm; attention_transfer: that of maps of energy, as PaC has it.")] = "relative"
     relative_step: Annotated[bool, Meta(description="Bounds move in units of their calibrated width.")] = True
     minimum_width: Annotated[float, Meta(
         description="Fraction of the calibrated width that a learned range keeps; 0 = unchecked.", ge=0, lt=1)] = 0.05
@@ -96,6 +97,13 @@ class TDQuantPathOptions(PathOptions, frozen=True, kw_only=True, forbid_unknown_
     strict_load_Q: Annotated[bool, Meta(description="Refuse missing and unexpected keys.")] = True
 
 
+class StagesOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which stages a training has; they run in this order."""
+
+    activations: Annotated[StageOptions | None, Meta(description="The bounds of activations learn.")] = None
+    weights: Annotated[StageOptions | None, Meta(description="The bounds of weights learn.")] = None
+
+
 class TDQuantTrainOptions(TrainOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Learning of the bounds."""
 
@@ -106,6 +114,8 @@ class TDQuantTrainOptions(TrainOptions, frozen=True, kw_only=True, forbid_unknow
     feature_loss: Annotated[Component | None, Meta(
         description="Loss between the features of student and teacher; absent: none.",
         extra={"registry": LOSSES})] = None
+    stages: Annotated[StagesOptions | None, Meta(
+        description="Stages; absent: all bounds learn together, total_iter long.")] = None
 
 
 class TDQuantOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -123,6 +133,14 @@ class TDQuantOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=T
     train: Annotated[TDQuantTrainOptions | None, Meta(description="Training; needed to train.")] = None
 
 
+def stages_of(train: TDQuantTrainOptions) -> list[tuple[str, StageOptions]]:
+    """Return (whose bounds learn, stage) in their order."""
+    if train.stages is None:
+        return [("all", StageOptions(iterations=train.total_iter))]
+    pairs = (("activations", train.stages.activations), ("weights", train.stages.weights))
+    return [(side, stage) for side, stage in pairs if stage is not None]
+
+
 def check(options: TDQuantOptions, is_train: bool) -> list[Problem]:
     """Return (key, what is wrong) of what the types cannot say."""
     problems: list[Problem] = []
@@ -138,6 +156,10 @@ def check(options: TDQuantOptions, is_train: bool) -> list[Problem]:
     if options.train is not None and options.train.feature_loss is not None \
             and options.train.feature_loss.arguments.get("reduction", "mean") != "mean":
         problems.append((("train", "feature_loss", "reduction"), "must be mean, which the distances are"))
+    if options.train is not None:
+        stages = [stage for _, stage in stages_of(options.train)]
+        problems += total_problems(stages, options.train.total_iter) if stages else [
+            (("train", "stages"), "names no stage; add activations or weights, or leave it out")]
     if quant.bicubic and quant.upscale_only == "bicubic":
         problems.append((("quant", "upscale_only"),
                          "contradicts quant:bicubic, which is bilinear as published; leave one of the two out"))
