@@ -60,9 +60,14 @@ class TDQuantModel(RestorationModel):
         self._plan = QuantPlan(())
 
     @classmethod
+    def unprepared(cls, options: TDQuantOptions) -> nn.Module:
+        """Return the network in full precision without weights."""
+        return build_network(options.network_Q.type, options.network_Q.arguments).eval()
+
+    @classmethod
     def skeleton(cls, options: TDQuantOptions) -> nn.Module:
         """Return the prepared network without weights."""
-        network = build_network(options.network_Q.type, options.network_Q.arguments).eval()
+        network = cls.unprepared(options)
         size = options.quant.calibration.patch_size
         return prepare(network, plan_of(options), torch.zeros(1, 3, size, size))
 
@@ -164,7 +169,7 @@ class TDQuantModel(RestorationModel):
         """Calibrate on the file ``cali_data``, on patches of ``datasets:calibration`` or of the training set."""
         self._load_teacher()
         if not self._calibrated:
-            self._calibrate(self._calibration_patches(dataset))
+            self._calibrate(self.calibration_patches(dataset))
 
     def prepare_testing(self) -> None:
         """Calibrate if the weights are full-precision ones that are to be quantized."""
@@ -178,7 +183,8 @@ class TDQuantModel(RestorationModel):
                             "patches; name a calibration file, or a quantized checkpoint as path:pretrain_network_Q")
         self._calibrate(load_calibration_file(self.options.cali_data, self.options.scale))
 
-    def _calibration_patches(self, dataset: PairedImageDataset) -> CalibrationSet:
+    def calibration_patches(self, dataset: PairedImageDataset) -> CalibrationSet:
+        """Return the patches of ``cali_data``, ``datasets:calibration`` or the training set."""
         options, wanted = self.options, self.options.quant.calibration
         if options.cali_data is not None:
             return load_calibration_file(options.cali_data, options.scale)

@@ -78,6 +78,25 @@ def default_plan(options: TDQuantOptions) -> list[dict[str, Any]]:
     return lines
 
 
+def mixed_plan(options: TDQuantOptions, bits: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the lines of the options' plan with a width of its own for each layer; products keep theirs.
+
+    Args:
+        options: Typed options.
+        bits: Name of every layer whose weight the plan quantizes -> width of its weight and input.
+    """
+    lines, plan = options.quant.plan or default_plan(options), plan_of(options)
+    layers, replaced = [], set()
+    for name, width in bits.items():
+        found = plan.recipe_for(name)
+        assert found is not None
+        replaced.add(found[0])
+        recipe = next(iter(lines[found[0]].values()))
+        widths = {part: {**recipe[part], "bits": width} for part in ("weight", "activation") if part in recipe}
+        layers.append({name: {**recipe, **widths}})
+    return layers + [line for index, line in enumerate(lines) if index not in replaced]
+
+
 def feature_taps(options: TDQuantOptions, network: nn.Module) -> list[str]:
     """Return the names of the modules whose outputs the distillation matches.
 

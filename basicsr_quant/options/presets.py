@@ -23,7 +23,7 @@ def presets_of(model_type: str) -> Tree:
 def apply_preset(tree: Tree, model_type: str) -> None:
     """Fill keys that ``tree`` leaves out from the preset of its ``mode`` (``released`` if it has none), in place.
 
-    Blocks that make a run do something (``train``, ``val`` and each data set) are filled but never created. A block
+    Blocks that make a run do something (``train``, ``val``, ``datasets`` and each data set) are filled but never created. A block
     with another ``type`` than the preset's is left as it is.
 
     Raises:
@@ -42,7 +42,7 @@ def _fill(tree: Tree, block: dict[str, Any], presets: Tree, preset: dict[str, An
     for key, value in preset.items():
         here, there = (*path, key), (*source, key)
         if key not in block:
-            if joined(here) not in ("train", "val") and path != ("datasets",):
+            if joined(here) not in ("train", "val", "datasets") and path != ("datasets",):
                 block[key] = _copied(value)
                 tree.origins[here] = presets.origin(there)
         elif isinstance(block[key], dict) and isinstance(value, dict) and _same_type(block[key], value):

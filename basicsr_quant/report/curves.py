@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from basicsr_quant.errors import UserError
-from basicsr_quant.io.atomic import write_bytes
+from basicsr_quant.report.plots import new_figure, write_png
 from basicsr_quant.report.table import TableRun
 
 Curve = dict[int, float]
@@ -63,16 +63,7 @@ def draw(curves: dict[str, list[Curve]], metric: str, title: str, path: Path) ->
     Raises:
         UserError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise UserError("curves need the package 'matplotlib', which is not installed; run: pip install "
-                        "-c constraints.txt matplotlib") from error
-    import io
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(9, 5.5)
     axes = figure.add_subplot()
     for row, runs in curves.items():
         steps, mean, spread = statistics(runs)
@@ -81,6 +72,4 @@ def draw(curves: dict[str, list[Curve]], metric: str, title: str, path: Path) ->
     axes.set(xlabel="iteration", ylabel=metric, title=title)
     axes.grid(alpha=0.3)
     axes.legend(title="runs in brackets", loc="center left", bbox_to_anchor=(1, 0.5))
-    content = io.BytesIO()
-    canvas.print_png(content)
-    write_bytes(path, content.getvalue())
+    write_png(figure, path)
