@@ -12,7 +12,7 @@ from basicsr_quant.engine.experiment import start_logging
 from basicsr_quant.errors import UserError
 
 VERBS = ("prepare-data", "calibration-data", "evaluate", "inspect", "docs", "quickstart", "table", "bench", "pack",
-         "infer")
+         "infer", "export", "analyse", "sensitivity", "report")
 
 
 def guarded(function: Callable[[], int | None]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from page_runs import tested_folder
 from workshop import workshop, workshop_data
 
-__all__ = ["workshop", "workshop_data"]
+__all__ = ["tested_folder", "workshop", "workshop_data"]

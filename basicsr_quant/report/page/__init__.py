@@ -1,0 +1,1 @@
+"""A static page of results: images side by side, tables, plots, layers."""
