@@ -11,8 +11,10 @@ import torch
 
 from basicsr_quant.archs.diffusion_unet import DiffusionUNet
 from basicsr_quant.archs.swinir import SwinIR
-from basicsr_quant.deploy.pack import DTYPES, Sizes, pack
-from basicsr_quant.deploy.unpack import unpack
+from basicsr_quant.deploy.container import read
+from basicsr_quant.deploy.options import restored_options
+from basicsr_quant.deploy.pack import Sizes, pack
+from basicsr_quant.deploy.unpack import DTYPES
 from basicsr_quant.engine.setup import seed_everything
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_bytes
@@ -52,8 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     source = _source(options)
     data, sizes = pack(model, arguments.rest, None if source is None else file_digest(source))
     write_bytes(output, data)
-    packed = unpack(output)
-    sys.stdout.write("\n".join(report(output, sizes, packed.options, source)) + "\n")
+    stored = restored_options(read(output).facts["options"], str(output))
+    sys.stdout.write("\n".join(report(output, sizes, stored, source)) + "\n")
 
 
 def report(output: Path, sizes: Sizes, options: Options, source: Path | None) -> list[str]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +21,7 @@ from basicsr_quant.io.weights import SAFETENSORS_HEADER_LIMIT
 FORMAT_VERSION = 1
 ALIGNMENT = 8
 LENGTH_BYTES = 8
+METADATA_KEYS = 3
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
          "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool}
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
@@ -64,8 +66,7 @@ def to_bytes(content: Content) -> bytes:
     facts = _compact(content.facts)
     metadata = {"format_version": str(FORMAT_VERSION), "facts": facts}
     metadata["sha256"] = _digest(facts, header, pieces)
-    text = _compact({"__metadata__": metadata, **header}).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    text = _header({"__metadata__": metadata, **header})
     return b"".join([len(text).to_bytes(LENGTH_BYTES, "little"), text, *pieces])
 
 
@@ -87,21 +88,22 @@ def read(path: str | Path) -> Content:
                         ) from error
     try:
         header = json.loads(head)
+        canonical = _header(header)
         metadata = header.pop("__metadata__")
         version, facts, digest = metadata["format_version"], metadata["facts"], metadata["sha256"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"'{path}' is no packed model, or damaged; make one with 'python -m basicsr_quant pack', or "
                         "give its option file by -opt") from error
     if version != str(FORMAT_VERSION):
-        raise UserError(f"'{path}' has format version {version}, this program reads version {FORMAT_VERSION}; pack the "
-                        "model again or use the program that made it")
+        raise UserError(f"'{path}' has format version {str(version)[:20]!r}, this program reads version "
+                        f"'{FORMAT_VERSION}'; pack the model again or use the program that made it")
     try:
-        spans = {name: _span(entry, len(data)) for name, entry in header.items()}
+        spans = {name: _span(entry) for name, entry in header.items()}
         view = memoryview(data)
-        ordered = [view[begin:end] for begin, end in sorted(span[2:] for span in spans.values())]
-        if _digest(facts, header, ordered) != digest or sum(map(len, ordered)) != len(data):
+        pieces = [view[begin:end] for begin, end in _adjoining(spans, len(data))]
+        if canonical != head or len(metadata) != METADATA_KEYS or _digest(facts, header, pieces) != digest:
             raise ValueError("digest")
-        tensors = {name: _tensor(view[begin:end], dtype, shape) for name, (dtype, shape, begin, end) in spans.items()}
+        tensors = {name: _tensor(view[span.begin:span.end], span) for name, span in spans.items()}
         plain = json.loads(facts)
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(f"'{path}' is truncated, damaged or was altered: its content does not match its digest; "
@@ -123,16 +125,50 @@ def is_packed(path: str | Path) -> bool:
     return b'"format_version"' in head and b'"facts"' in head
 
 
-def _span(entry: Mapping[str, Any], size: int) -> tuple[torch.dtype, list[int], int, int]:
-    begin, end = entry["data_offsets"]
-    if not 0 <= begin <= end <= size:
-        raise ValueError("offsets")
-    return TYPES[entry["dtype"]], [int(side) for side in entry["shape"]], begin, end
+class _Span(NamedTuple):
+    begin: int
+    end: int
+    dtype: torch.dtype
+    shape: list[int]
 
 
-def _tensor(view: memoryview, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    values = torch.frombuffer(view, dtype=dtype) if len(view) else torch.empty(0, dtype=dtype)
-    return values.view(shape)
+def _span(entry: Mapping[str, Any]) -> _Span:
+    """Return where a tensor is and what it looks like.
+
+    Raises:
+        ValueError: Its numbers are no counts, or do not agree with each other.
+    """
+    (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], TYPES[entry["dtype"]]
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+        raise ValueError("numbers")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("size")
+    return _Span(begin, end, dtype, shape)
+
+
+def _adjoining(spans: Mapping[str, _Span], size: int) -> list[tuple[int, int]]:
+    """Return where tensors begin and end, in the order of the file.
+
+    Raises:
+        ValueError: There are gaps or overlaps, or the data end elsewhere.
+    """
+    places = sorted((span.begin, span.end) for span in spans.values())
+    if [0, *(end for _, end in places)] != [*(begin for begin, _ in places), size]:
+        raise ValueError("places")
+    return places
+
+
+def _tensor(view: memoryview, span: _Span) -> torch.Tensor:
+    if span.dtype == torch.bool and max(view, default=0) > 1:
+        raise ValueError("truth values")
+    values = torch.frombuffer(view, dtype=span.dtype) if len(view) else torch.empty(0, dtype=span.dtype)
+    return values.view(span.shape)
+
+
+def _header(header: Mapping[str, Any]) -> bytes:
+    """Return the header's text, filled up with blanks."""
+    text = _compact(header).encode()
+    return text + b" " * (-len(text) % ALIGNMENT)
 
 
 def _raw(tensor: torch.Tensor) -> memoryview:

@@ -15,11 +15,12 @@ from basicsr_quant.quant.layers.linear import QuantLinear
 from basicsr_quant.quant.layers.weighted import QuantWeighted, merge_weights, weighted_layers
 
 
-def freeze(network: nn.Module) -> nn.Module:
+def freeze(network: nn.Module, empty: bool = False) -> nn.Module:
     """Replace quantized and binary layers by frozen ones, in place; quantizers of activations and operands stay.
 
     Args:
         network: Prepared and calibrated, or binary, or in full precision; in eval mode afterwards, without gradients.
+        empty: Whether values come later, from a file; codes are then not computed.
 
     Returns:
         ``network``, or the frozen layer if it is one itself.
@@ -31,18 +32,18 @@ def freeze(network: nn.Module) -> nn.Module:
     layers = [(name, module) for name, module in network.named_modules()
               if isinstance(module, (QuantWeighted, BinaryConv2d))]
     for name, module in layers:
-        replacement = _frozen(name, module)
+        replacement = _frozen(name, module, empty)
         if not name:
             return replacement.eval()
         replace_module(network, name, replacement)
     return network.eval().requires_grad_(False)
 
 
-def _frozen(name: str, module: nn.Module) -> nn.Module:
+def _frozen(name: str, module: nn.Module, empty: bool) -> nn.Module:
     if isinstance(module, QuantLinear):
-        return FrozenLinear(module)
+        return FrozenLinear(module, empty)
     if isinstance(module, QuantConv2d):
-        return FrozenConv2d(module)
+        return FrozenConv2d(module, empty)
     if isinstance(module, BinaryConv2d):
         return FrozenBinaryConv2d(module)
     raise UserError(f"'{name}' is a {type(module).__name__}, which cannot be frozen; leave it out by 'none'")
@@ -69,9 +70,11 @@ def rest_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def folded_layers(network: nn.Module) -> list[str]:
-    """Return the names of the layers, not yet frozen, whose transformation the norm in front of them does."""
-    return [name for name, layer in weighted_layers(network)
-            if layer.let is not None and layer.let.input_is_transformed]
+    """Return the names of the layers, frozen or not, whose transformation the norm in front of them does."""
+    quantized = [name for name, layer in weighted_layers(network)
+                 if layer.let is not None and layer.let.input_is_transformed]
+    return quantized + [name for name, layer in frozen_layers(network) if isinstance(layer, FrozenWeighted)
+                        and layer.let is None and (layer.border is not None or layer.term is not None)]
 
 
 def shell(network: nn.Module, folded: Collection[str], bits: dict[str, int]) -> nn.Module:
@@ -89,4 +92,4 @@ def shell(network: nn.Module, folded: Collection[str], bits: dict[str, int]) -> 
         transformation = layers[name].let
         assert transformation is not None
         transformation.input_is_transformed = True
-    return freeze(network)
+    return freeze(network, empty=True)

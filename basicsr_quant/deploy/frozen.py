@@ -12,6 +12,8 @@ from basicsr_quant.quant import exact
 from basicsr_quant.quant.binary.conv2d import BinaryConv2d, scaled_sums
 from basicsr_quant.quant.layers.conv2d import QuantConv2d, border_term
 from basicsr_quant.quant.layers.weighted import Parts, QuantWeighted
+from basicsr_quant.quant.quantizer import Quantizer
+from basicsr_quant.quant.split_quantizer import SplitQuantizer
 
 
 class FrozenWeighted(nn.Module):
@@ -22,6 +24,7 @@ class FrozenWeighted(nn.Module):
 
     Args:
         layer: Its quantizers are taken over.
+        empty: Whether values come later, from a file; those of ``layer`` are then not read.
 
     Raises:
         ValueError: The layer is still being learned (its parametrization was not merged).
@@ -30,7 +33,7 @@ class FrozenWeighted(nn.Module):
     weight_codes: torch.Tensor | None
     bias_codes: torch.Tensor | None
 
-    def __init__(self, layer: QuantWeighted) -> None:
+    def __init__(self, layer: QuantWeighted, empty: bool = False) -> None:
         super().__init__()
         if layer.parametrization is not None:
             raise ValueError("merge the weights of a layer before it is frozen")
@@ -39,20 +42,21 @@ class FrozenWeighted(nn.Module):
         self.activation_quantizer = layer.activation_quantizer
         self.bias_quantizer = layer.bias_quantizer
         self.let = layer.let if layer.let is not None and not layer.let.input_is_transformed else None
+        self.has_border = layer.has_border()
+        self.register_buffer("weight_codes", None, persistent=False)
+        self.register_buffer("bias_codes", None, persistent=False)
         with torch.no_grad():
-            weight, border = layer.transformed_weight().detach(), None
-            if layer.let is not None:
-                border = layer.let.border(layer.changed_weight().detach())
-            self.weight_shape = weight.shape
-            self.has_border = layer.has_border()
-            self.register_buffer("weight_codes", None, persistent=False)
-            self.register_buffer("bias_codes", None, persistent=False)
-            if self.weight_quantizer is not None:
-                self.weight_codes = exact.encode(self.weight_quantizer, weight)
-            self.weight = None if self.weight_quantizer is not None else _parameter(weight)
+            weight = layer.weight.detach() if empty else layer.transformed_weight().detach()
             bias = None if layer.bias is None else layer.bias.detach()
+            border = None if layer.let is None else (
+                weight.new_empty(weight.shape[0], 1, *weight.shape[2:]) if empty
+                else layer.let.border(layer.changed_weight().detach()))
+            self.weight_shape = weight.shape
+            if self.weight_quantizer is not None:
+                self.weight_codes = _codes(self.weight_quantizer, weight, empty)
+            self.weight = None if self.weight_quantizer is not None else _parameter(weight)
             if self.bias_quantizer is not None and bias is not None:
-                self.bias_codes = exact.encode(self.bias_quantizer, bias)
+                self.bias_codes = _codes(self.bias_quantizer, bias, empty)
             self.bias = None if bias is None or self.bias_quantizer is not None else _parameter(bias)
             self.border = _parameter(border) if border is not None and self.has_border else None
             self.term = (_parameter(border.flatten(1).sum(1)) if border is not None and not self.has_border else None)
@@ -109,10 +113,11 @@ class FrozenConv2d(FrozenWeighted):
 
     Args:
         layer: The quantized convolution.
+        empty: See :class:`FrozenWeighted`.
     """
 
-    def __init__(self, layer: QuantConv2d) -> None:
-        super().__init__(layer)
+    def __init__(self, layer: QuantConv2d, empty: bool = False) -> None:
+        super().__init__(layer, empty)
         self.stride, self.dilation, self.groups = layer.stride, layer.dilation, layer.groups
         self.pads, self.pads_input = layer.pads, layer.pads_input
         self.padding: str | Sequence[int] = layer.padding
@@ -169,6 +174,10 @@ class FrozenBinaryConv2d(nn.Module):
         self._values = None
         super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return self
+
+
+def _codes(quantizer: Quantizer | SplitQuantizer, tensor: torch.Tensor, empty: bool) -> torch.Tensor:
+    return torch.empty_like(tensor, dtype=torch.uint8) if empty else exact.encode(quantizer, tensor)
 
 
 def _parameter(tensor: torch.Tensor) -> nn.Parameter:

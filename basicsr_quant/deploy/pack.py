@@ -14,13 +14,12 @@ from basicsr_quant.deploy.container import Content, to_bytes
 from basicsr_quant.deploy.freeze import folded_layers, freeze, rest_parameters
 from basicsr_quant.deploy.options import restored_options, stored_options
 from basicsr_quant.deploy.streams import CODES, SCALES, ZEROS, scales, streams, to_tensors
-from basicsr_quant.deploy.unpack import empty_network
+from basicsr_quant.deploy.unpack import DTYPES, fill, fitted, skeleton
 from basicsr_quant.errors import UserError
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.quant.calibrate import named_quantizers
-from basicsr_quant.registry import MODELS
 
-DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+SOURCE = "the packed file"
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Sizes:
 def pack(model: RestorationModel, rest: str = "fp32", source: str | None = None) -> tuple[bytes, Sizes]:
     """Return a model as the bytes of a packed file, and their sizes.
 
-    The network is then built anew from what the file says about it, as :func:`basicsr_quant.deploy.unpack.unpack` does;
-    a model that cannot be rebuilt is not packed.
+    The network is then built anew from what the file says about it, and filled with what it holds, as
+    :func:`basicsr_quant.deploy.unpack.unpack` does; a model that cannot be rebuilt is not packed.
 
     Args:
         model: Ready to test; its network is frozen in place.
@@ -63,12 +62,11 @@ def pack(model: RestorationModel, rest: str = "fp32", source: str | None = None)
     facts: dict[str, Any] = {
         "options": options, "folded": folded_layers(model.network), "rest": rest, "source": source,
         "versions": _versions()}
-    restored = restored_options(options, "the packed file")
-    planned = {name: quantizer.bits for name, quantizer
-               in named_quantizers(MODELS.get(restored.model_type).skeleton(restored))}
+    fresh = skeleton(restored_options(options, SOURCE), SOURCE)
+    planned = {name: quantizer.bits for name, quantizer in named_quantizers(fresh)}
     facts["bits"] = {name: quantizer.bits for name, quantizer in named_quantizers(model.network)
                      if planned.get(name, quantizer.bits) != quantizer.bits}
-    return pack_frozen(freeze(model.network), facts)
+    return _packed(freeze(model.network), fitted(fresh, facts, SOURCE), facts)
 
 
 def pack_frozen(network: nn.Module, facts: Mapping[str, Any]) -> tuple[bytes, Sizes]:
@@ -81,7 +79,11 @@ def pack_frozen(network: nn.Module, facts: Mapping[str, Any]) -> tuple[bytes, Si
     Raises:
         UserError: The two differ in structure, or a weight does not fit into the dtype of the rest.
     """
-    fresh = empty_network(restored_options(facts["options"], "the packed file"), facts, "the packed file")
+    fresh = skeleton(restored_options(facts["options"], SOURCE), SOURCE)
+    return _packed(network, fitted(fresh, facts, SOURCE), facts)
+
+
+def _packed(network: nn.Module, fresh: nn.Module, facts: Mapping[str, Any]) -> tuple[bytes, Sizes]:
     difference = next((pair for pair in zip(_outline(network), _outline(fresh), strict=False) if pair[0] != pair[1]),
                       None)
     if difference is not None or len(_outline(network)) != len(_outline(fresh)):
@@ -94,6 +96,7 @@ def pack_frozen(network: nn.Module, facts: Mapping[str, Any]) -> tuple[bytes, Si
             raise UserError(f"'{name}' holds values that {facts['rest']} cannot hold; pack with --rest fp32 or bf16")
     content = Content(facts, tensors)
     data = to_bytes(content)
+    fill(fresh, content, SOURCE)
     size = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
     codes, numbers = size.get(CODES, 0), size.get(SCALES, 0) + size.get(ZEROS, 0)
     return data, Sizes(codes, numbers, sum(size.values()) - codes - numbers, len(data) - sum(size.values()))

@@ -10,10 +10,12 @@ from torch import nn
 
 from basicsr_quant.deploy.freeze import frozen_layers, rest_parameters
 from basicsr_quant.deploy.frozen import FrozenBinaryConv2d
+from basicsr_quant.errors import UserError
 from basicsr_quant.quant.calibrate import named_quantizers
 from basicsr_quant.quant.codec import pack_codes, stream_bytes, unpack_codes
 
 CODES, SCALES, ZEROS, BUFFER = "codes", "scales", "zeros", "buffer:"
+RESERVED = (CODES, SCALES, ZEROS)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ def to_tensors(network: nn.Module, fresh: nn.Module, rest: torch.dtype | None) -
         network: Frozen.
         fresh: The same without weights; its buffers need not be stored.
         rest: Dtype of floating-point parameters that are not quantized; None leaves them as they are.
+
+    Raises:
+        UserError: A parameter has a name that packed files reserve.
     """
     packed, zeros, begin = [], [], 0
     for stream in streams(network):
@@ -104,6 +109,9 @@ def to_tensors(network: nn.Module, fresh: nn.Module, rest: torch.dtype | None) -
     if numbers:
         found[SCALES] = torch.cat(numbers)
     for name, parameter in rest_parameters(network).items():
+        if name in RESERVED or name.startswith(BUFFER):
+            raise UserError(f"a parameter of the network is named '{name}', which means something else in a packed "
+                            "file; rename it")
         value = parameter.detach()
         found[name] = value.to(rest) if rest is not None and value.is_floating_point() else value
     known = dict(named_buffers(fresh))
@@ -122,29 +130,44 @@ def from_tensors(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> Non
     _fill_codes(network, tensors)
     _fill_scales(network, tensors)
     rest = rest_parameters(network)
-    given = {name for name in tensors if name not in (CODES, SCALES, ZEROS) and not name.startswith(BUFFER)}
+    given = {name for name in tensors if name not in RESERVED and not name.startswith(BUFFER)}
     for name in sorted(given ^ rest.keys()):
         raise ValueError(f"'{name}' is {'missing' if name in rest else 'not part of the network'}")
+    for name, parameter in rest.items():
+        value = tensors[name]
+        if parameter.shape != value.shape:
+            raise ValueError(f"'{name}' has shape {tuple(value.shape)}, expected {tuple(parameter.shape)}")
+        if parameter.is_floating_point() != value.is_floating_point():
+            raise ValueError(f"'{name}' has dtype {value.dtype}, expected {parameter.dtype}")
+        parameter.data = value.to(parameter.dtype)
+    _fill_buffers(network, tensors)
+
+
+def _fill_buffers(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     buffers = dict(named_buffers(network))
-    for name, value in tensors.items():
-        if name in rest:
-            if rest[name].shape != value.shape:
-                raise ValueError(f"'{name}' has shape {tuple(value.shape)}, expected {tuple(rest[name].shape)}")
-            rest[name].data = value.to(rest[name].dtype)
-        elif name.startswith(BUFFER):
-            owner, _, own = name.removeprefix(BUFFER).rpartition(".")
-            if name.removeprefix(BUFFER) not in buffers:
-                raise ValueError(f"'{name.removeprefix(BUFFER)}' is not part of the network")
-            setattr(network.get_submodule(owner), own, value)
+    for stored, value in tensors.items():
+        name = stored.removeprefix(BUFFER)
+        if name == stored:
+            continue
+        if name not in buffers:
+            raise ValueError(f"'{name}' is not part of the network")
+        if buffers[name].dtype != value.dtype or buffers[name].dim() != value.dim():
+            raise ValueError(f"'{name}' is {value.dim()}-dimensional {value.dtype}, expected {buffers[name].dim()}-"
+                             f"dimensional {buffers[name].dtype}")
+        owner, _, own = name.rpartition(".")
+        setattr(network.get_submodule(owner), own, value)
 
 
 def _fill_codes(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     found = list(streams(network))
+    signs = sum(stream.tensor.numel() for stream in found if stream.attribute == "signs")
     codes = tensors.get(CODES, torch.empty(0, dtype=torch.uint8))
     wanted = [stream.size for stream in found]
     if codes.dtype != torch.uint8 or codes.dim() != 1 or codes.numel() != sum(wanted):
         raise ValueError(f"there are {codes.numel()} bytes of codes, the network has {sum(wanted)}")
     zeros, begin = tensors.get(ZEROS), 0
+    if zeros is not None:
+        _check_places(zeros, signs)
     for stream, piece in zip(found, codes.split(wanted), strict=True):
         values = unpack_codes(piece, stream.bits, stream.tensor.numel())
         if stream.attribute == "signs":
@@ -154,6 +177,12 @@ def _fill_codes(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None
                 values[here - begin] = 0
             begin += values.numel()
         stream.set(values)
+
+
+def _check_places(zeros: torch.Tensor, signs: int) -> None:
+    if zeros.dtype != torch.int64 or zeros.dim() != 1 or not bool((zeros.diff() > 0).all()) or not bool(
+            ((zeros >= 0) & (zeros < signs)).all()):
+        raise ValueError(f"'{ZEROS}' holds no ascending places among {signs} signs")
 
 
 def _fill_scales(network: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:

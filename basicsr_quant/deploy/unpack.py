@@ -14,12 +14,18 @@ from basicsr_quant.deploy.container import Content, read
 from basicsr_quant.deploy.freeze import shell
 from basicsr_quant.deploy.options import changed, restored_options
 from basicsr_quant.deploy.streams import from_tensors
+from basicsr_quant.deploy.unfilled import Unfilled
 from basicsr_quant.errors import UserError
 from basicsr_quant.models.base import RestorationModel
+from basicsr_quant.options.effective import flat, plain
 from basicsr_quant.options.types import Options
 from basicsr_quant.quant.calibrate import check_bounds, named_quantizers
 from basicsr_quant.quant.layers.weighted import weighted_layers
 from basicsr_quant.registry import MODELS
+
+LARGEST_NUMBER = 2**14
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Name -> dtype of what is not quantized; None = as it is."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +53,58 @@ def unpack(path: str | Path) -> Packed:
     """
     content = read(path)
     facts = content.facts
-    wanted = {"options": dict, "folded": list, "bits": dict, "rest": str}
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(key), kind) for key, kind in wanted.items()):
+    if not _are_facts(facts):
         raise UserError(f"'{path}' lacks the facts that a packed model has; pack it again")
     options = restored_options(facts["options"], str(path))
-    network = empty_network(options, facts, str(path))
-    _fill(network, content, str(path))
-    check_bounds(network, f"'{path}'", allow_degenerate=True)
+    network = fitted(skeleton(options, str(path)), facts, str(path))
+    fill(network, content, str(path))
     return Packed(options, network, facts)
 
 
-def empty_network(options: Options, facts: Mapping[str, Any], source: str) -> nn.Module:
-    """Build the frozen network of a packed file, without its values.
+def _are_facts(facts: Any) -> bool:
+    kinds = {"options": dict, "folded": list, "bits": dict, "rest": str}
+    return (isinstance(facts, dict) and all(isinstance(facts.get(key), kind) for key, kind in kinds.items())
+            and all(isinstance(name, str) for name in facts["folded"]) and facts["rest"] in DTYPES)
+
+
+def skeleton(options: Options, source: str) -> nn.Module:
+    """Build the network that options describe, prepared and without values.
 
     Raises:
-        UserError: The facts do not fit the options; ``source`` names the file.
+        UserError: It cannot be built; ``source`` names the file.
     """
+    network_class = MODELS.get(options.model_type)
+    _check_networks(options, source)
     try:
-        network: nn.Module = MODELS.get(options.model_type).skeleton(options)
-    except (RuntimeError, ValueError, TypeError, AssertionError, ZeroDivisionError) as error:
+        with Unfilled():
+            network: nn.Module = network_class.skeleton(options)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a network's constructor does with numbers that make no sense
         raise UserError(f"'{source}' describes a network that cannot be built ({' '.join(str(error).split())[:80]}); "
                         "pack it again") from error
+    return network
+
+
+def _check_networks(options: Options, source: str) -> None:
+    """Verify that networks name no files, and no number so large that building them would never end."""
+    for key, value in flat(plain(options)).items():
+        numbers = value if isinstance(value, list) else [value]
+        large = any(isinstance(number, int) and number > LARGEST_NUMBER for number in numbers)
+        if key.startswith("network_") and (large or value == "spandrel"):
+            raise UserError(f"'{source}' describes a network that cannot be built ({key} is {str(value)[:40]}); "
+                            "pack it again")
+
+
+def fitted(network: nn.Module, facts: Mapping[str, Any], source: str) -> nn.Module:
+    """Make a :func:`skeleton` the frozen network of a packed file, without its values.
+
+    Raises:
+        UserError: The facts do not fit it; ``source`` names the file.
+    """
     quantizers, layers = dict(named_quantizers(network)), dict(weighted_layers(network))
     for name, bits in facts["bits"].items():
-        if name not in quantizers or not isinstance(bits, int) or not 1 <= bits <= 8:
+        if name not in quantizers or type(bits) is not int or not 1 <= bits <= 8:
             raise UserError(f"'{source}' gives '{name}' {bits} bits, which does not fit its options; pack it again")
     for name in facts["folded"]:
         if name not in layers or layers[name].let is None:
@@ -79,11 +113,20 @@ def empty_network(options: Options, facts: Mapping[str, Any], source: str) -> nn
     return shell(network, facts["folded"], facts["bits"])
 
 
-def _fill(network: nn.Module, content: Content, source: str) -> None:
+def fill(network: nn.Module, content: Content, source: str) -> None:
+    """Give a :func:`fitted` network its values.
+
+    Raises:
+        UserError: The content does not fit, or is not finite; ``source`` names the file.
+    """
     try:
         from_tensors(network, content.tensors)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"'{source}' does not fit its own options: {error}; pack it again") from error
+    check_bounds(network, f"'{source}'", allow_degenerate=True)
+    for name, tensor in content.tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"'{source}': tensor '{name}' holds NaN or infinite values; pack it again")
 
 
 def open_model(path: str | Path, device: torch.device, seed: int | None = None,

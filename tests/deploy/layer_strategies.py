@@ -1,7 +1,8 @@
-"""Random quantized layers with inputs, of every kind that can be frozen."""
+"""Random quantized layers with inputs, of every kind that can be frozen, and what tests of native ones share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,3 +60,15 @@ def quantized(draw: st.DrawFn, kind: str | None = None) -> tuple[nn.Module, torc
     for _, quantizer in named_quantizers(network):
         quantizer.set_bounds(quantizer.lower_bound, torch.maximum(quantizer.upper_bound, quantizer.lower_bound + 0.1))
     return network, x
+
+
+def same_with_threads(layer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> bool:
+    """Whether one thread and three give the same."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(layer(x))
+    finally:
+        torch.set_num_threads(before)
+    return torch.equal(*results)

@@ -61,7 +61,7 @@ def test_every_damage_is_noticed(tmp_path_factory: pytest.TempPathFactory, data:
 
 def test_another_version(file: Path) -> None:
     file.write_bytes(file.read_bytes().replace(b'"format_version":"1"', b'"format_version":"7"'))
-    with pytest.raises(UserError, match="format version 7, this program reads version 1"):
+    with pytest.raises(UserError, match="format version '7', this program reads version '1'"):
         read(file)
 
 

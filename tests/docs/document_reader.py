@@ -51,6 +51,26 @@ def commands() -> list[Command]:
     return found
 
 
+def table_rows(document: Path, heading: str, first: str) -> list[list[str]]:
+    """Cells of the rows of the table under a heading whose first column is called ``first``."""
+    section = re.split(rf"^#+ {re.escape(heading)}\n", document.read_text(), flags=re.MULTILINE)[1]
+    section = re.split(r"^#+ ", section, flags=re.MULTILINE)[0]
+    lines = section.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def error_fragments(rows: list[list[str]]) -> list[str]:
+    """What the code must say of each message of a table of errors: its longest part between values."""
+    messages = [row[0].strip("`") for row in rows]
+    return [max(re.split(r"…|\d|'[^']*'", message), key=len).strip() for message in messages]
+
+
+def package_source() -> str:
+    """The text of all modules, with messages that go on in the next line joined."""
+    source = "".join(path.read_text() for path in sorted((REPOSITORY / "basicsr_quant").rglob("*.py")))
+    return re.sub(r'"\s*\n\s*f?"', "", source)
+
+
 def links(document: Path) -> list[str]:
     """Targets of links that stay within the repository."""
     return [link for link in LINK.findall(without_blocks(document.read_text())) if "://" not in link]

@@ -33,6 +33,7 @@ from workshop import Workshop, common_options, make_pairs, smooth_image
 
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.cli import main as command_line
+from basicsr_quant.io.atomic import write_text
 from basicsr_quant.io.images import read_image, write_image
 from basicsr_quant.models.tdquant import TDQuantModel
 from basicsr_quant.options.load import load_options, parse_arguments
@@ -123,6 +124,9 @@ def walk_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for stem in ("babyx4", "birdx4"):
         write_image(folder / "datasets/benchmark/Set5/LR_bicubic/X4" / f"{stem}.png", smooth_image(generator, 10, 9))
     write_quantized_weights(folder / "experiments/train_2DQuant_x4_bit4/models/net_Q_best.pth")
+    run = folder / "results/quickstart/FP"
+    write_image(run / "visualization/photographs/chelsea_FP.png", smooth_image(generator, 40, 36))
+    write_text(run / "metrics.json", '{"photographs": {"mean": {"psnr": 30.0}, "images": 1, "seconds": 2.0}}')
     return folder
 
 
@@ -168,8 +172,15 @@ def test_verb_runs(command: Command, walk_folder: Path, monkeypatch: pytest.Monk
     elif arguments.verb == "infer":
         assert {path.name for path in arguments.output.iterdir()} == {"babyx4.png", "birdx4.png"}
         assert read_image(arguments.output / "birdx4.png").shape == (40, 36, 3)
+    elif arguments.verb == "export":
+        assert "48 x 48 -> 1 x 3 x 192 x 192" in printed and arguments.output.is_file()
     elif arguments.verb == "table":
         assert "## 2DQuant" in printed
+    elif arguments.verb == "analyse":
+        assert "SQNR of the output" in printed
+        assert (walk_folder / "results/test_2DQuant_x4/analysis.json").is_file()
+    elif arguments.verb == "report":
+        assert "photographs" in (walk_folder / arguments.output / "index.html").read_text()
     else:
         raise AssertionError(f"{command}: a verb that this test does not know")
 

@@ -1,0 +1,1 @@
+"""Networks as ONNX graphs of one fixed input shape, weights as codes."""
