@@ -142,6 +142,9 @@ def test_a_preset_creates_no_block(load: Loader, small_options: dict[str, Any]) 
     small_options["datasets"] = {"test_1": {"name": "A", "dataroot_lq": "a"}}
     options = load(small_options, is_train=False)
     assert options.train is None and options.val is None and list(options.datasets) == ["test_1"]
+    del small_options["datasets"]
+    with pytest.raises(UserError, match="'datasets' is empty; at least one data set is needed"):
+        load(small_options, is_train=False)
 
 
 @pytest.mark.parametrize(("mode", "learn", "one_sided"), [
