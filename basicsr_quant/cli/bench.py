@@ -13,7 +13,7 @@ import torch
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 
-BENCHMARKS = ("conv", "dobi", "dqc", "linear")
+BENCHMARKS = ("bi_diffsr", "conv", "dobi", "dqc", "linear", "osediff", "swinir")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,7 +24,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         module = importlib.import_module(f"basicsr_quant.report.bench.{name}")
         benchmark = benchmarks.add_parser(name, help=module.HELP)
         module.add_arguments(benchmark)
-        benchmark.add_argument("--threads", type=int, help="CPU threads; default: what torch takes")
+        threads = getattr(module, "THREADS", None)
+        benchmark.add_argument("--threads", type=int, default=threads,
+                               help=f"CPU threads; default: {threads or 'what torch takes'}")
         benchmark.add_argument("--json", type=Path, help="write everything as JSON too")
         benchmark.set_defaults(func=run, benchmark_module=module)
 

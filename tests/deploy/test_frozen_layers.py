@@ -146,6 +146,7 @@ def test_folded_transformations_and_other_widths_are_facts() -> None:
     assert folded_layers(network) == ["1"]
     fresh = shell(prepared(), ["1"], {"1.activation_quantizer": 3})
     frozen = freeze(network)
+    assert folded_layers(frozen) == ["1"]
     tensors = to_tensors(frozen, fresh, None)
     assert not any("scale" in name or "offset" in name for name in tensors if name != "scales")
     from_tensors(fresh, tensors)

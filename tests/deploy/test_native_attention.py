@@ -9,6 +9,7 @@ from torch import nn
 from basicsr_quant.archs.swinir import SwinBlock, SwinIR
 from basicsr_quant.archs.window_attention import merge, partition, shift_mask
 from basicsr_quant.deploy import native
+from basicsr_quant.deploy.freeze import freeze
 from basicsr_quant.deploy.native.attention import NativeSwinBlock, NativeWindowAttention
 from basicsr_quant.deploy.native.library import Library
 from basicsr_quant.quant.calibrate import calibrate
@@ -34,7 +35,7 @@ def network(bits: int, channels: int, heads: int, window: int, depth: int = 2) -
     quantized = prepare(model, QuantPlan.parse(LINES, tensors)).eval()
     images = torch.rand(2, 3, 3 * window, 2 * window)
     calibrate(quantized, [images])
-    return quantized, images  # type: ignore[return-value]
+    return freeze(quantized), images  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(("bits", "channels", "heads", "window"),
@@ -63,10 +64,10 @@ def test_attention(bits: int, channels: int, heads: int, window: int, shift: boo
     assert difference.norm() < 5e-3 * wanted.norm()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("bits", "channels", "heads"), [(4, 24, 2), (8, 48, 8)])
 @torch.no_grad()
-def test_network_of_native_blocks(bits: int, kernels: Library) -> None:
-    model, images = network(bits, 24, 2, 8, depth=3)
+def test_network_of_native_blocks(bits: int, channels: int, heads: int, kernels: Library) -> None:
+    model, images = network(bits, channels, heads, 8, depth=3)
     wanted = model(images)
     with torch.no_grad():
         noise = (wanted - model(images + 1e-6)).norm()
@@ -85,5 +86,5 @@ def test_refused() -> None:
         NativeWindowAttention(block.attn, 6, 0)
     with pytest.raises(ValueError, match="cannot take"):
         NativeWindowAttention(block.attn, 4, 0)(torch.randn(1, 30, 36), (5, 6))
-    with pytest.raises(ValueError, match="quantized"):
+    with pytest.raises(ValueError, match="no frozen"):
         NativeSwinBlock(SwinIR(2, depths=[1], embed_dim=12, num_heads=[2]).layers[0].residual_group.blocks[0])  # type: ignore[union-attr, index, arg-type]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layer_strategies import same_with_threads
 from torch import nn
 
 from basicsr_quant.deploy import native
+from basicsr_quant.deploy.freeze import freeze
+from basicsr_quant.deploy.frozen import FrozenBinaryConv2d
 from basicsr_quant.deploy.native.binary_conv import NativeBinaryConv, NativeBinaryUnit
 from basicsr_quant.deploy.native.library import Library
 from basicsr_quant.quant.binary import binarizers
@@ -47,7 +50,7 @@ def test_equal(shape: tuple[int, ...], side: int, kernels: Library) -> None:
     batch, channels, outputs, height, width = shape
     simulated = layer(channels, outputs, side, SignActivation(ClippedSlope()), bias=True)
     x = image(batch, channels, height, width)
-    found = NativeBinaryConv.of(simulated, kernels)
+    found = NativeBinaryConv.of(FrozenBinaryConv2d(simulated), kernels)
     assert torch.equal(found(x), simulated(x))
     assert torch.equal(found(x.contiguous(memory_format=torch.channels_last)), simulated(x))
 
@@ -68,7 +71,7 @@ def test_zeros_are_a_third_value(activation: nn.Module | None, side: int, weight
     x[0, 2, 0] = 0.5
     if activation is None:
         x = x.sign()
-    assert torch.equal(NativeBinaryConv.of(simulated, kernels)(x), simulated(x))
+    assert torch.equal(NativeBinaryConv.of(FrozenBinaryConv2d(simulated), kernels)(x), simulated(x))
 
 
 @pytest.mark.parametrize("scale", ["none", "layer", "power_of_two"])
@@ -76,7 +79,7 @@ def test_zeros_are_a_third_value(activation: nn.Module | None, side: int, weight
 def test_scales(scale: str, kernels: Library) -> None:
     simulated = layer(64, 24, 3, SignActivation(ClippedSlope()), scale)
     x = image(1, 64, 5, 5)
-    assert torch.equal(NativeBinaryConv.of(simulated, kernels)(x), simulated(x))
+    assert torch.equal(NativeBinaryConv.of(FrozenBinaryConv2d(simulated), kernels)(x), simulated(x))
 
 
 @torch.no_grad()
@@ -98,20 +101,18 @@ def test_units(make: object, group: int, kernels: Library) -> None:
         if "weight" not in name:
             nn.init.normal_(parameter)
     x = image(2, 32, 6, 7)
-    assert torch.equal(NativeBinaryUnit(unit, kernels)(x, group), unit(x, group))
+    groups = torch.tensor([group, 1])
+    wanted, mixed = unit(x, group), unit(x, groups)
+    found = NativeBinaryUnit(freeze(unit), kernels)  # type: ignore[arg-type]
+    assert torch.equal(found(x, group), wanted)
+    assert torch.equal(found(x, groups), mixed)
+    assert torch.equal(found(x, groups[:1]), wanted)
 
 
 @torch.no_grad()
 def test_threads_change_nothing() -> None:
-    found, x = NativeBinaryConv.of(layer(64, 64, 3, SignActivation(ClippedSlope()))), image(2, 64, 20, 20)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            results.append(found(x))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
+    simulated = layer(64, 64, 3, SignActivation(ClippedSlope()))
+    assert same_with_threads(NativeBinaryConv.of(FrozenBinaryConv2d(simulated)), image(2, 64, 20, 20))
 
 
 def test_refused() -> None:

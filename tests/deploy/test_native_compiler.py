@@ -13,6 +13,8 @@ import pytest
 
 from basicsr_quant.deploy import native
 from basicsr_quant.deploy.native import compiler, library
+from basicsr_quant.deploy.runtimes import base
+from basicsr_quant.deploy.runtimes.simulate import Simulate
 
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, compiler.COMPILERS)), reason="no C compiler")
 ASK = "from basicsr_quant.deploy import native; print(native.available())"
@@ -31,21 +33,22 @@ def test_generic_is_always_usable() -> None:
 def test_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.SWITCH, "0")
     assert not native.available()
-    with pytest.raises(RuntimeError, match="not available"):
+    with pytest.raises(RuntimeError, match="BASICSR_QUANT_NATIVE=0"):
         native.best_kernels()
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     monkeypatch.delenv(native.SWITCH, raising=False)
+    monkeypatch.setattr(base, "BY_SPEED", ("native", "simulate"))
     library._best.cache_clear()
     library.load_level.cache_clear()
     try:
+        assert native.missing() == "no C compiler (no-such-compiler) found" and not native.available()
         with caplog.at_level(logging.WARNING, "basicsr_quant"):
-            assert not native.available()
-            assert not native.available()
+            assert isinstance(base.runtime("auto"), Simulate)
         assert [record.getMessage() for record in caplog.records] == [
-            "native kernels are not used: no C compiler (no-such-compiler) found"]
+            "backend 'native' does not run here (no C compiler (no-such-compiler) found); 'simulate' comes next"]
     finally:
         library._best.cache_clear()
         library.load_level.cache_clear()

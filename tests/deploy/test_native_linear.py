@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from layer_strategies import same_with_threads
 from torch import nn
 
 from basicsr_quant.deploy import native
+from basicsr_quant.deploy.freeze import freeze
+from basicsr_quant.deploy.frozen import FrozenLinear
 from basicsr_quant.deploy.native.grids import ActivationGrid
 from basicsr_quant.deploy.native.library import Library
 from basicsr_quant.deploy.native.linear import LinearPart, NativeLinear
+from basicsr_quant.deploy.runtimes.reference import ReferenceLayer
 from basicsr_quant.quant.calibrate import calibrate
 from basicsr_quant.quant.grids.base import Grid
 from basicsr_quant.quant.grids.float_offset import FloatOffsetGrid
 from basicsr_quant.quant.grids.int_zero_point import IntZeroPointGrid
 from basicsr_quant.quant.grids.symmetric_step import SymmetricStepGrid
-from basicsr_quant.quant.layers.linear import QuantLinear, SplitLinear
+from basicsr_quant.quant.layers.linear import SplitLinear
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
 
@@ -30,8 +34,8 @@ def kernels(request: pytest.FixtureRequest) -> Library:
     return native.load_level(request.param)
 
 
-def quantized(inputs: int, outputs: int, x: torch.Tensor, bits: int, grid: str = "float_offset", per: str = "tensor",
-              bias: bool = True, parts: int = 1) -> nn.Module:
+def frozen(inputs: int, outputs: int, x: torch.Tensor, bits: int, grid: str = "float_offset", per: str = "tensor",
+           bias: bool = True, parts: int = 1) -> nn.Module:
     torch.manual_seed(bits)
     weight = {"bits": bits, "grid": grid, "per": per}
     recipe = {"weight": weight, "activation": {"bits": bits, "grid": grid}, "split_out": parts}
@@ -39,19 +43,15 @@ def quantized(inputs: int, outputs: int, x: torch.Tensor, bits: int, grid: str =
     model = prepare(nn.Sequential(nn.Linear(inputs, outputs * parts, bias=bias)),
                     QuantPlan.parse([{"0": recipe}], defaults))
     calibrate(model, [x * 0.7])
-    return model[0]  # type: ignore[index, no-any-return]
+    return freeze(model)[0]  # type: ignore[index, no-any-return]
 
 
 def tokens(rows: int, inputs: int) -> torch.Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(5)) + 0.3
 
 
-def exact(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
-    codes = layer.activation_quantizer.encode(x).double()  # type: ignore[union-attr]
-    (step, first), part = layer.activation_quantizer.affine(), LinearPart.of(layer)  # type: ignore[union-attr]
-    weight = part.codes.double() * part.step.double()[:, None] + part.first.double()[:, None]
-    y = (codes * step.double() + first.double()) @ weight.T
-    return y if layer.bias is None else y + layer.bias.double()
+def exact(layer: FrozenLinear, x: torch.Tensor) -> torch.Tensor:
+    return ReferenceLayer(layer)(x)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -75,8 +75,8 @@ def test_codes_are_equal(grid: str, bits: int, kernels: Library) -> None:
 def test_sums_are_equal_and_outputs_close(shape: tuple[int, int, int], bits: int, kernels: Library) -> None:
     rows, inputs, outputs = shape
     x = tokens(rows, inputs)
-    layer = quantized(inputs, outputs, x, bits)
-    assert isinstance(layer, QuantLinear)
+    layer = frozen(inputs, outputs, x, bits)
+    assert isinstance(layer, FrozenLinear)
     part, found = LinearPart.of(layer), NativeLinear.of(layer, kernels=kernels)
     codes = layer.activation_quantizer.encode(x).double() - part.activation.code_of_zero  # type: ignore[union-attr]
     assert torch.equal(found.sums(x).double(), codes @ (part.codes.double() - 2 ** (bits - 1)).T)
@@ -89,8 +89,8 @@ def test_sums_are_equal_and_outputs_close(shape: tuple[int, int, int], bits: int
 @torch.no_grad()
 def test_grids_and_granularity(grid: str, per: str, kernels: Library) -> None:
     x = tokens(30, 40)
-    layer = quantized(40, 24, x, 6, grid, per, bias=False)
-    assert isinstance(layer, QuantLinear)
+    layer = frozen(40, 24, x, 6, grid, per, bias=False)
+    assert isinstance(layer, FrozenLinear)
     wanted = exact(layer, x)
     assert (NativeLinear.of(layer, kernels=kernels)(x) - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
 
@@ -101,7 +101,7 @@ def test_parts_norm_gelu_residual(kernels: Library) -> None:
     norm = nn.LayerNorm(60)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
-    layer = quantized(60, 20, norm(x), 8, parts=3)
+    layer = frozen(60, 20, norm(x), 8, parts=3)
     assert isinstance(layer, SplitLinear)
     residual = torch.randn(70, 60)
     wanted = nn.functional.gelu(layer(norm(x))) + residual
@@ -116,20 +116,13 @@ def test_parts_norm_gelu_residual(kernels: Library) -> None:
 @torch.no_grad()
 def test_threads_change_nothing() -> None:
     x = tokens(200, 60)
-    found, before, results = NativeLinear.of(quantized(60, 60, x, 4)), torch.get_num_threads(), []
-    try:
-        for threads in (1, 3):
-            torch.set_num_threads(threads)
-            results.append(found(x))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(*results)
+    assert same_with_threads(NativeLinear.of(frozen(60, 60, x, 4)), x)
 
 
 @torch.no_grad()
 def test_refused() -> None:
     x = tokens(8, 12)
-    layer = quantized(12, 4, x, 4)
+    layer = frozen(12, 4, x, 4)
     found = NativeLinear.of(layer)
     for wrong in (lambda: found(x[:, :5]), lambda: found(x.double()), lambda: found(x, x),
                   lambda: NativeLinear.of(nn.Linear(3, 3)),

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from basicsr_quant.deploy.frozen import FrozenBinaryConv2d
 from basicsr_quant.deploy.native.library import Library, ShapeLayout, UnitLayout, address, best_kernels, float_rows
 from basicsr_quant.quant.binary.activations import SignActivation, StepActivation
-from basicsr_quant.quant.binary.conv2d import BinaryConv2d
 from basicsr_quant.quant.binary.shifts import LearnableBias, RPReLU
+from basicsr_quant.quant.binary.timestep import Group
 from basicsr_quant.quant.binary.unit import BinaryUnit
 
 SIGN_ZERO, SIGN_PLUS_ONE, STEP = 0, 1, 2
@@ -46,16 +47,15 @@ class NativeBinaryConv:
         self._bias = None if bias is None else bias.detach().float().contiguous()
 
     @classmethod
-    def of(cls, layer: BinaryConv2d, kernels: Library | None = None) -> NativeBinaryConv:
-        """Return the native form of a layer.
+    def of(cls, layer: nn.Module, kernels: Library | None = None) -> NativeBinaryConv:
+        """Return the native form of a :class:`FrozenBinaryConv2d`.
 
         Raises:
-            ValueError: See the class; or the layer has a spatial scale.
+            ValueError: See the class; or the layer is of another kind or has a spatial scale.
         """
-        if layer.spatial_scale:
-            raise ValueError("native binary convolutions have no spatial scale")
-        signs, scale = layer.binary_weight()
-        return cls(signs, scale, layer.activation_binarizer, layer.bias, kernels)
+        if not isinstance(layer, FrozenBinaryConv2d) or layer.spatial_scale:
+            raise ValueError("native binary convolutions are made of frozen ones without a spatial scale")
+        return cls(layer.signs, layer.scale, layer.activation_binarizer, layer.bias, kernels)
 
     def __call__(self, x: torch.Tensor, shift: torch.Tensor | None = None, activation: RPReLU | None = None,
                  identity: bool = False, identity_first: bool = False) -> torch.Tensor:
@@ -95,11 +95,11 @@ class NativeBinaryConv:
         return y.permute(0, 3, 1, 2)
 
 
-class NativeBinaryUnit:
+class NativeBinaryUnit(BinaryUnit):
     """A :class:`BinaryUnit` in one pass over its input and one over its output.
 
     Args:
-        unit: Its parameters are read at each call, but for weight and scale.
+        unit: With a frozen convolution. Shifts and slopes are read at each call.
         kernels: As in :class:`NativeBinaryConv`.
 
     Raises:
@@ -107,22 +107,24 @@ class NativeBinaryUnit:
     """
 
     def __init__(self, unit: BinaryUnit, kernels: Library | None = None) -> None:
-        self.convolution = NativeBinaryConv.of(unit.binary, kernels)
-        self.unit = unit
+        nn.Module.__init__(self)
+        self.shift, self.binary, self.activation = unit.shift, unit.binary, unit.activation
+        self.identity, self.identity_first = unit.identity, unit.identity_first
+        self._convolution = NativeBinaryConv.of(unit.binary, kernels)
 
-    def __call__(self, x: torch.Tensor, group: int = 0) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, O, H, W); ``group`` is the timestep group of all samples."""
-        unit = self.unit
-        shift = activation = None
-        if unit.shift is not None:
-            member = unit.shift.members[group if unit.shift.groups > 1 else 0]
-            assert isinstance(member, LearnableBias)
-            shift = member.bias
-        if unit.activation is not None:
-            bend = unit.activation.members[group if unit.activation.groups > 1 else 0]
-            assert isinstance(bend, RPReLU)
-            activation = bend
-        return self.convolution(x, shift, activation, unit.identity, unit.identity_first)
+    def forward(self, x: torch.Tensor, group: Group = 0) -> torch.Tensor:
+        """Map (B, C, H, W) to (B, O, H, W); ``group`` is the timestep group of all samples, or of each."""
+        if isinstance(group, torch.Tensor):
+            groups: list[int] = group.tolist()
+            if len(set(groups)) > 1:
+                return torch.cat([self(sample, own) for sample, own in zip(x.split(1), groups, strict=True)])
+            return self(x, groups[0])  # type: ignore[no-any-return]
+        shift, activation = (None if aware is None else aware.members[group if aware.groups > 1 else 0]
+                             for aware in (self.shift, self.activation))
+        assert shift is None or isinstance(shift, LearnableBias)
+        assert activation is None or isinstance(activation, RPReLU)
+        return self._convolution(x, None if shift is None else shift.bias, activation, self.identity,
+                                 self.identity_first)
 
 
 def _activation(activation: nn.Module | None) -> int:

@@ -17,6 +17,7 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define LOG2E 1.44269504088896341f
 
 enum { FLOAT_OFFSET = 0, HALF_AWAY = 1, HALF_EVEN = 2 };
 
@@ -54,10 +55,17 @@ INLINE __mmask16 first_lanes(int64_t count) {
 /* Sixteen codes as int32. A product with the reciprocal differs from the quotient by less than 5e-7 of it, so only
  * lanes that close to a half need the division. */
 INLINE __m512i codes_of(__m512 x, const Grid *grid, __m512 reciprocal) {
-    const __m512 step = _mm512_set1_ps(grid->step);
+    const __m512 step = _mm512_set1_ps(grid->step), levels = _mm512_set1_ps((float)grid->levels);
     if (grid->rounding == FLOAT_OFFSET) {
         const __m512 lower = _mm512_set1_ps(grid->lower);
         x = _mm512_sub_ps(_mm512_min_ps(_mm512_set1_ps(grid->upper), _mm512_max_ps(lower, x)), lower);
+        const __m512 scaled = _mm512_mul_ps(x, reciprocal);
+        const __m512 code = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m512 near_half = _mm512_fnmadd_ps(levels, _mm512_set1_ps(5e-7f), _mm512_set1_ps(0.5f));
+        const __m512 distance = _mm512_abs_ps(_mm512_sub_ps(scaled, code));
+        if (__builtin_expect(_mm512_cmp_ps_mask(distance, near_half, _CMP_NLT_UQ), 0))
+            return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_div_ps(x, step), levels));
+        return _mm512_cvttps_epi32(code);
     }
     __m512 scaled = _mm512_mul_ps(x, reciprocal);
     __m512 code = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -74,25 +82,20 @@ INLINE __m512i codes_of(__m512 x, const Grid *grid, __m512 reciprocal) {
             code = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         }
     }
-    if (grid->rounding != FLOAT_OFFSET) code = _mm512_sub_ps(code, _mm512_set1_ps(grid->zero_point));
-    code = _mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), _mm512_set1_ps((float)grid->levels));
-    return _mm512_cvttps_epi32(code);
+    code = _mm512_sub_ps(code, _mm512_set1_ps(grid->zero_point));
+    return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(code, _mm512_setzero_ps()), levels));
 }
 
-/* e^x to 1e-7 relative for x <= 0: 2^n times a polynomial of the rest. */
-INLINE __m512 exponential(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-87.0f));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.0f / 5040);
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+/* 2^x to 1e-7 relative: a polynomial of what is left of a whole number. */
+INLINE __m512 power_of_two(__m512 x) {
+    const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 r = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(1.53458132e-4f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.33999312e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(9.61848895e-3f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.55032878e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240226469f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693147206f));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
     return _mm512_scalef_ps(p, n);
 }
@@ -105,6 +108,22 @@ INLINE __m512i add_products(__m512i sum, __m512i codes, __m512i weight) {
     return sum;
 }
 #endif
+
+/* The sum of the first `count` codes of a row. */
+INLINE int32_t sum_of_codes(const uint8_t *codes, int64_t count) {
+    int32_t sum = 0;
+#ifdef __AVX512F__
+    __m128i sums = _mm_setzero_si128();
+    for (int64_t i = 0; i < count; i += 16) {
+        const __m128i bytes = _mm_maskz_loadu_epi8(first_lanes(count - i), codes + i);
+        sums = _mm_add_epi64(sums, _mm_sad_epu8(bytes, _mm_setzero_si128()));
+    }
+    sum = _mm_cvtsi128_si32(_mm_add_epi64(sums, _mm_unpackhi_epi64(sums, sums)));
+#else
+    for (int64_t i = 0; i < count; i++) sum += codes[i];
+#endif
+    return sum;
+}
 
 /* Write the codes of a row times a factor and return their sum; `codes` has room for a multiple of 16, which is filled
  * with zeros. The grid is copied, since a byte that is written could be part of it. */

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 from ctypes import POINTER, Structure, c_float, c_int32, c_int64, c_void_p
 
@@ -12,8 +11,6 @@ import torch
 
 from basicsr_quant.deploy.native import compiler
 from basicsr_quant.deploy.native.compiler import CannotCompile, Level
-
-logger = logging.getLogger("basicsr_quant")
 
 SWITCH = "BASICSR_QUANT_NATIVE"
 
@@ -26,7 +23,7 @@ class GridLayout(Structure):
 
 
 class LinearLayout(Structure):
-    """``Linear`` of linear.c."""
+    """``Linear`` of linear.h."""
 
     _fields_ = [("inputs", c_int64), ("outputs", c_int64), ("parts", c_int64), ("grids", POINTER(GridLayout)),
                 *((name, c_void_p) for name in ("weight", "start", "centre", "scale", "row_scale", "constant",
@@ -47,20 +44,34 @@ class UnitLayout(Structure):
                 ("identity_first", c_int32)]
 
 
-class AttentionLayout(Structure):
-    """``Attention`` of attention.c."""
+class FrameLayout(Structure):
+    """``Frame`` of attention.h."""
 
-    _fields_ = [*((name, c_int64) for name in ("batch", "height", "width", "heads", "features", "window", "shift")),
-                *((name, GridLayout) for name in ("query", "key", "value", "map")),
-                ("factor", c_float), ("bias", c_void_p)]
+    _fields_ = [(name, c_int64) for name in ("batch", "height", "width", "window", "shift")]
+
+
+class AttentionLayout(Structure):
+    """``Attention`` of attention.h."""
+
+    _fields_ = [*((name, c_int64) for name in ("heads", "features", "tokens")), ("grids", GridLayout * 3),
+                ("map", GridLayout), ("factor", c_float), ("bias", c_void_p)]
+
+
+class SwinBlockLayout(Structure):
+    """``SwinBlock`` of swin_block.c."""
+
+    _fields_ = [*((name, POINTER(LinearLayout)) for name in ("qkv", "proj", "fc1", "fc2")),
+                ("attention", POINTER(AttentionLayout))]
 
 
 _SIGNATURES = {
     "bq_linear": ([c_void_p, c_int64, POINTER(LinearLayout), c_void_p, c_void_p, c_void_p, c_int32], c_int32),
     "bq_quantize": ([c_void_p, c_int64, POINTER(GridLayout), c_void_p], None),
+    "bq_add_sums": ([c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int32], None),
     "bq_binary_conv": ([c_void_p, POINTER(ShapeLayout), c_void_p, c_int32, c_void_p, c_void_p, c_void_p,
                         POINTER(UnitLayout), c_void_p, c_void_p, c_int32], c_int32),
-    "bq_window_attention": ([c_void_p, POINTER(AttentionLayout), c_void_p, c_int32], c_int32),
+    "bq_window_attention": ([c_void_p, POINTER(FrameLayout), POINTER(AttentionLayout), c_void_p, c_int32], c_int32),
+    "bq_swin_block": ([c_void_p, POINTER(FrameLayout), POINTER(SwinBlockLayout), c_void_p, c_int32], c_int32),
 }
 
 
@@ -84,8 +95,9 @@ class Library:
                 function.argtypes, function.restype = arguments, result
         except (OSError, AttributeError) as error:
             raise CannotCompile(f"{path} cannot be loaded: {error}") from error
-        self.linear, self.quantize = loaded.bq_linear, loaded.bq_quantize
+        self.linear, self.quantize, self.add_sums = loaded.bq_linear, loaded.bq_quantize, loaded.bq_add_sums
         self.binary_conv, self.window_attention = loaded.bq_binary_conv, loaded.bq_window_attention
+        self.swin_block = loaded.bq_swin_block
 
 
 @functools.cache
@@ -104,28 +116,35 @@ def usable_levels() -> list[str]:
 
 
 @functools.cache
-def _best() -> Library | None:
+def _best() -> Library | CannotCompile:
     try:
         return load_level(usable_levels()[0])
     except CannotCompile as error:
-        logger.warning("native kernels are not used: %s", error)
-        return None
+        return error
+
+
+def missing() -> str | None:
+    """Return why there are no kernels, or None: there is a compiler or what it made before, and they are not off."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return f"{SWITCH}=0 switches it off"
+    best = _best()
+    return str(best) if isinstance(best, CannotCompile) else None
 
 
 def available() -> bool:
-    """Return whether there are kernels: a compiler, or what it made before, and no switch in the way."""
-    return os.environ.get(SWITCH, "1") != "0" and _best() is not None
+    """Return whether nothing is :func:`missing`."""
+    return missing() is None
 
 
 def best_kernels() -> Library:
     """Return the kernels for this processor.
 
     Raises:
-        RuntimeError: They are not :func:`available`.
+        RuntimeError: Something is :func:`missing`.
     """
-    best = _best() if available() else None
-    if best is None:
-        raise RuntimeError("native kernels are not available")
+    lacking, best = missing(), _best()
+    if lacking is not None or isinstance(best, CannotCompile):
+        raise RuntimeError(f"there are no native kernels: {lacking}")
     return best
 
 

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from basicsr_quant.deploy.frozen import FrozenLinear
 from basicsr_quant.deploy.native.grids import ActivationGrid
 from basicsr_quant.deploy.native.library import GridLayout, Library, LinearLayout, address, best_kernels, float_rows
-from basicsr_quant.quant.layers.linear import QuantLinear, SplitLinear
+from basicsr_quant.quant import exact
+from basicsr_quant.quant.layers.linear import SplitLinear
 from basicsr_quant.quant.quantizer import Quantizer
 
 COLUMNS, DEPTH = 16, 4
@@ -40,19 +42,19 @@ class LinearPart:
     bias: torch.Tensor | None
 
     @classmethod
-    def of(cls, layer: QuantLinear) -> LinearPart:
-        """Return the part that a calibrated layer stands for.
+    def of(cls, layer: FrozenLinear) -> LinearPart:
+        """Return what a frozen layer does with its transformed input.
 
         Raises:
-            ValueError: Weight or activation is not quantized as a whole, or there is an equivalent transformation.
+            ValueError: Weight or activation is not quantized as a whole.
         """
-        weight, activation = layer.weight_quantizer, layer.activation_quantizer
-        if not isinstance(weight, Quantizer) or not isinstance(activation, Quantizer) or layer.let is not None:
-            raise ValueError("native linear layers need one quantizer each for weight and activation, and no 'let'")
-        step, first = weight.affine()
-        bias = layer.parts().bias
-        return cls(ActivationGrid.of(activation), weight.encode(layer.transformed_weight().detach()), step.flatten(),
-                   first.flatten(), weight.bits, None if bias is None else bias.detach())
+        weight, activation, codes = layer.weight_quantizer, layer.activation_quantizer, layer.weight_codes
+        if not isinstance(weight, Quantizer) or not isinstance(activation, Quantizer) or codes is None:
+            raise ValueError("native linear layers need one quantizer each for weight and activation")
+        step, first = exact.affine(weight)
+        terms = [term.double() for term in (layer.decoded_bias(), layer.term) if term is not None]
+        return cls(ActivationGrid.of(activation), codes, step.flatten(), first.flatten(), weight.bits,
+                   torch.stack(terms).sum(0) if terms else None)
 
 
 class NativeLinear:
@@ -82,20 +84,20 @@ class NativeLinear:
                                                                norm.bias.detach().clone()]
         self._grids = (GridLayout * self.count)(*(part.activation.layout for part in parts))
         addresses = [address(tensor) if tensor.numel() else None for tensor in self._kept]
-        self._layout = LinearLayout(self.inputs, self.outputs, self.count, self._grids, *addresses,
+        self.layout = LinearLayout(self.inputs, self.outputs, self.count, self._grids, *addresses,
                                     norm.eps if norm is not None else 0.0, int(gelu))
 
     @classmethod
     def of(cls, layer: nn.Module, norm: nn.LayerNorm | None = None, gelu: bool = False,
            kernels: Library | None = None) -> NativeLinear:
-        """Return the native form of a calibrated :class:`QuantLinear` or :class:`SplitLinear`.
+        """Return the native form of a :class:`FrozenLinear`, or of a :class:`SplitLinear` of such.
 
         Raises:
-            ValueError: It is of another kind, or has parts that the kernels do not know.
+            ValueError: It is of another kind, has parts that the kernels do not know, or transforms its input.
         """
         members = list(layer.parts) if isinstance(layer, SplitLinear) else [layer]
-        if not all(isinstance(member, QuantLinear) for member in members):
-            raise ValueError(f"{type(layer).__name__} is no quantized linear layer")
+        if not all(isinstance(member, FrozenLinear) and member.let is None for member in members):
+            raise ValueError(f"{type(layer).__name__} is no frozen linear layer without a transformation of its input")
         return cls([LinearPart.of(member) for member in members], norm, gelu,  # type: ignore[arg-type]
                    kernels)
 
@@ -121,14 +123,14 @@ class NativeLinear:
              sums: torch.Tensor | None) -> None:
         if x.shape[-1] != self.inputs:
             raise ValueError(f"a linear layer with {self.inputs} inputs cannot take {tuple(x.shape)}")
-        failed = self.kernels.linear(address(x), x.numel() // self.inputs, ctypes.byref(self._layout),
+        failed = self.kernels.linear(address(x), x.numel() // self.inputs, ctypes.byref(self.layout),
                                      address(residual), address(y), address(sums), torch.get_num_threads())
         if failed:
             raise MemoryError("native linear layer")
 
 
 def _arranged(part: LinearPart) -> tuple[torch.Tensor, ...]:
-    """Return weight, start, scale, row_scale and constant as linear.c wants them, the last three in float64."""
+    """Return weight, start, scale, row_scale and constant as linear.h wants them, the last three in float64."""
     outputs, inputs = part.codes.shape
     middle = 2 ** (part.bits - 1)
     centred = part.codes.to(torch.int16) - middle

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from basicsr_quant.registry import RUNTIMES
 
 logger = logging.getLogger("basicsr_quant")
 
-AUTO = "auto"
-BY_SPEED = ("native", "simulate")
+AUTO, CPU = "auto", torch.device("cpu")
+SLOWEST = "simulate"
+BY_SPEED = ("native", "onednn", SLOWEST)
+"""What ``auto`` tries on a CPU; elsewhere it is ``simulate``."""
 
 
 class Runtime(Protocol):
@@ -27,26 +31,29 @@ class Runtime(Protocol):
         ...
 
 
-def runtime(name: str) -> Runtime:
+def runtime(name: str, device: torch.device = CPU) -> Runtime:
     """Return a backend that runs on this machine.
 
     Args:
         name: Of the backend; ``auto`` for the fastest that is there.
+        device: Of the network.
 
     Returns:
-        The backend; ``simulate``, with one log line, if the one asked for does not run here.
+        The backend; the next slower one, with one log line, if the one asked for does not run here.
 
     Raises:
         UserError: The name is unknown.
     """
+    order: tuple[str, ...] = (name, SLOWEST)
     if name == AUTO:
-        return next(found for found in map(_made, filter(RUNTIMES.__contains__, BY_SPEED)) if found.missing() is None)
-    chosen = _made(name)
-    lacking = chosen.missing()
-    if lacking is None:
-        return chosen
-    logger.warning("backend '%s' does not run here (%s); 'simulate' is used", name, lacking)
-    return _made("simulate")
+        order = BY_SPEED if device.type == "cpu" else (SLOWEST,)
+    for candidate, slower in itertools.pairwise(order):
+        chosen = _made(candidate)
+        lacking = chosen.missing()
+        if lacking is None:
+            return chosen
+        logger.warning("backend '%s' does not run here (%s); '%s' comes next", candidate, lacking, slower)
+    return _made(order[-1])
 
 
 def _made(name: str) -> Runtime:

@@ -35,7 +35,7 @@ class OneDnn:
         """Replace the layers that can be."""
         layers = [(name, module) for name, module in network.named_modules()
                   if isinstance(module, (FrozenLinear, FrozenConv2d))]
-        taken = [(name, module) for name, module in layers if _suits(module)]
+        taken = [(name, module) for name, module in layers if suits(module)]
         for name, module in taken:
             replacement = OneDnnConv2d(module) if isinstance(module, FrozenConv2d) else OneDnnLinear(module)
             replace_module(network, name, replacement)
@@ -121,8 +121,11 @@ class OneDnnConv2d(_OneDnnLayer):
         y = torch.ops.onednn.qconv_pointwise(
             codes.contiguous(memory_format=torch.channels_last), self.step, 0, self.packed, self.scales,
             self.zero_points, None, *self.geometry, 1.0, 0, torch.float32, "none", [], "")
-        y = torch.addcmul(offset, y[:, -1:], self.sum_factor.view(-1, 1, 1)).add_(y[:, :-1])
-        return y.to(x.dtype)
+        return self.finished(y, offset).to(x.dtype)
+
+    def finished(self, y: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """Return the output (B, O, H', W') from sums (B, O + 1, H', W') and what does not depend on the codes."""
+        return torch.addcmul(offset, y[:, -1:], self.sum_factor.view(-1, 1, 1)).add_(y[:, :-1])
 
     def _offset(self, codes: torch.Tensor) -> torch.Tensor:
         """Return what does not depend on the codes, (1, O, H', W'), kept for the last few sizes."""
@@ -135,11 +138,13 @@ class OneDnnConv2d(_OneDnnLayer):
                                                    layer.dilation)
             if layer.border is not None:
                 total = total + border_term(layer, inside, layer.border.double())
-            self._offsets[size] = (total + self.bias.view(-1, 1, 1)).float()
+            total = (total + self.bias.view(-1, 1, 1)).float()
+            self._offsets[size] = total.contiguous(memory_format=torch.channels_last)
         return self._offsets[size]
 
 
-def _suits(layer: FrozenLinear | FrozenConv2d) -> bool:
+def suits(layer: FrozenLinear | FrozenConv2d) -> bool:
+    """Return whether a layer can be one of these: on the CPU, without groups, weight and input in one piece each."""
     quantizers = layer.weight_quantizer, layer.activation_quantizer
     return (all(isinstance(quantizer, Quantizer) for quantizer in quantizers) and getattr(layer, "groups", 1) == 1
             and next(layer.parameters()).device.type == "cpu")

@@ -11,6 +11,7 @@ from torch.nn import functional
 from basicsr_quant.deploy import native
 from basicsr_quant.deploy.native.binary_conv import NativeBinaryConv
 from basicsr_quant.deploy.native.grids import ActivationGrid
+from basicsr_quant.deploy.runtimes.native_bf16 import multiplies_bf16
 from basicsr_quant.quant.binary.activations import SignActivation
 from basicsr_quant.quant.binary.slopes import ClippedSlope
 from basicsr_quant.quant.quantizer import Quantizer
@@ -87,7 +88,7 @@ class _Case:
             FP32: lambda x: self._convolve(x, self.weight),
             NCHW: lambda x: self._convolve(nchw[x.data_ptr()], plain[0]),
         }
-        if layers.bf16_is_native():
+        if multiplies_bf16():
             variants[BF16] = lambda x: self._convolve(x.bfloat16(), weight16).float()
         variants[SIMULATED] = lambda x: self._convolve(self.activation(x), self.rounded)
         if layers.onednn_has("qconv_pointwise"):

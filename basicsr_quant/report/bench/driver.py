@@ -23,7 +23,7 @@ ISA_FLAGS = ("neon", "sve", "avx2", "fma", "avx_vnni", "avx512f", "avx512bw", "a
              "avx512_bitalg", "avx512_vpopcntdq", "amx_int8", "amx_bf16")
 ALLOCATOR_SETTINGS = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_",
                       "GLIBC_TUNABLES", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-PACKAGES = ("torch", "numpy", "numba", "triton")
+PACKAGES = ("torch", "numpy", "numba", "triton", "onnxruntime", "openvino")
 Variants = Mapping[str, Callable[[], object]]
 
 

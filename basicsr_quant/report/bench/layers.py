@@ -63,11 +63,6 @@ def _error(layer: Layer, wanted: Layer, x: torch.Tensor) -> float:
     return float((layer(x).double() - exact).abs().max() / exact.abs().max())
 
 
-def bf16_is_native() -> bool:
-    """Return whether the CPU multiplies bfloat16."""
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def onednn_has(name: str) -> bool:
     """Return whether torch has an int8 operator of oneDNN and the processor runs it well."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, name)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from basicsr_quant.deploy import native
 from basicsr_quant.deploy.native.grids import ActivationGrid
 from basicsr_quant.deploy.native.linear import LinearPart, NativeLinear
+from basicsr_quant.deploy.runtimes.native_bf16 import multiplies_bf16
 from basicsr_quant.quant.quantizer import Quantizer
 from basicsr_quant.quant.recipe import TensorRecipe
 from basicsr_quant.report.bench import layers
@@ -73,7 +74,7 @@ class _Case:
         """Add the table of this weight."""
         weight16, bias16 = self.weight.bfloat16(), self.bias.bfloat16()
         variants: dict[str, Layer] = {FP32: lambda x: functional.linear(x, self.weight, self.bias)}
-        if layers.bf16_is_native():
+        if multiplies_bf16():
             variants[BF16] = lambda x: functional.linear(x.bfloat16(), weight16, bias16).float()
         variants[SIMULATED] = lambda x: functional.linear(self.activation(x), self.rounded, self.bias)
         variants[INT_MM] = self._int_mm()

@@ -46,14 +46,16 @@ class Network:
     seed: int
 
     @classmethod
-    def add_arguments(cls, parser: argparse.ArgumentParser, batch: int) -> None:
-        """Add an argument for each attribute."""
+    def add_arguments(cls, parser: argparse.ArgumentParser, batch: int, device: bool = True) -> None:
+        """Add an argument for each attribute; ``device`` is the CPU where it cannot be chosen."""
         parser.add_argument("--batch", type=int, default=batch, help=f"LR patches in a batch (default {batch})")
         parser.add_argument("--patch-size", type=int, default=64, help="side of an LR patch, a multiple of 8")
         parser.add_argument("--bits", type=int, default=4, choices=range(1, 9), metavar="1-8")
         parser.add_argument("--depths", type=int, nargs="+", default=[6, 6, 6, 6], help="blocks per group of SwinIR")
         parser.add_argument("--channels", type=int, default=60, help="width of SwinIR, a multiple of 6")
-        parser.add_argument("--device", default="cpu", help="cpu or cuda")
+        parser.set_defaults(device="cpu")
+        if device:
+            parser.add_argument("--device", default="cpu", help="cpu or cuda")
         parser.add_argument("--seed", type=int, default=0)
 
     @classmethod
