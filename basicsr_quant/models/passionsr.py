@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,27 @@ from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.progress import reporter
 from basicsr_quant.io.weights import load_file, load_state_dict
-from basicsr_quant.models.base import LearningRateSchedule, Stage
+from basicsr_quant.models.base import Stage
 from basicsr_quant.models.one_step import OneStepModel
 from basicsr_quant.models.osediff_networks import loaded_pipeline, skeleton_pipeline
-from basicsr_quant.models.passionsr_prepare import components_of, part_of, plan_of, prepare_pipeline, teacher_of
-from basicsr_quant.models.passionsr_steps import PartStep, entries_of
+from basicsr_quant.models.passionsr_blocks import blocks_of
+from basicsr_quant.models.passionsr_folding import fold_norms
+from basicsr_quant.models.passionsr_prepare import components_of, plan_of, prepare_pipeline, structure_of, teacher_of
+from basicsr_quant.models.passionsr_stage import StageMaker
 from basicsr_quant.models.passionsr_targets import Images
 from basicsr_quant.models.passionsr_weights import load_quantization, quantization_state
 from basicsr_quant.models.tdquant import SIMULATED
-from basicsr_quant.options.methods.passionsr import PassionSROptions, StageOptions, lengths_of, stages_of
-from basicsr_quant.options.optimization import OPTIMIZERS, SCHEDULERS, stage_schedule
+from basicsr_quant.options.methods.passionsr import PassionSROptions, lengths_of, stages_of
 from basicsr_quant.options.types import datasets_of_phase
-from basicsr_quant.quant.bounds import RelativeSteps
-from basicsr_quant.quant.calibrate import calibrate, check_bounds
-from basicsr_quant.quant.gradient_memory import EpochGradients
+from basicsr_quant.quant.calibrate import check_bounds
+from basicsr_quant.quant.layers.weighted import merge_weights
 from basicsr_quant.quant.let_calibration import calibrate_in_one_pass, calibrate_scales_first
 from basicsr_quant.quant.plan import QuantPlan
-from basicsr_quant.registry import LOSSES, SELECTORS
+from basicsr_quant.quant.reconstruction import finished_form
 
 logger = logging.getLogger("basicsr_quant")
 
 RELEASED_MOMENTUM = 0.9
-_LABELS = {"encoder": "vae", "unet": "unet", "decoder": "vae"}
 
 
 class PassionSRModel(OneStepModel):
@@ -58,6 +58,7 @@ class PassionSRModel(OneStepModel):
         self._teacher: OSEDiff | None = None
         self._plan = QuantPlan(())
         self._dataset: PairedImageDataset | None = None
+        self._blocks: Mapping[str, Sequence[str]] = {}
         self._calibrated = False
 
     @classmethod
@@ -92,15 +93,21 @@ class PassionSRModel(OneStepModel):
             load_quantization(getattr(self._network, component), component, load_state_dict(file), str(file))
         check_bounds(self._network, ", ".join(map(str, files.values())), options.quant.allow_degenerate_bounds)
         self._calibrated = True
+        if not training:
+            merge_weights(self._network)
+            if options.quant.fold_norms and (count := fold_norms(self._network)):
+                logger.info("the norms before %d layers do their transformations", count)
 
     def _check_plan(self, file: str) -> None:
-        """Compare the plan that a checkpoint of ours was made with; released files name none."""
+        """Compare the plan that a checkpoint of ours was made with, but for observers; released files name none."""
         content: Any = load_file(file)
-        theirs = content.get("metadata", {}).get("plan") if "params" in content else None
-        pairs = zip(theirs or (), self._plan.as_list(), strict=False)
-        different = next(((saved, own) for saved, own in pairs if saved != own), None)
-        if theirs is not None and (different or len(theirs) != len(self._plan.lines)):
-            where = f", first at '{next(iter(different[0]))}'" if different else ""
+        saved = content.get("metadata", {}).get("plan") if "params" in content else None
+        if saved is None:
+            return
+        theirs, ours = structure_of(saved), structure_of(self._plan.as_list())
+        different = next((line for line, own in zip(theirs, ours, strict=False) if line != own), None)
+        if different is not None or len(theirs) != len(ours):
+            where = f", first at '{next(iter(different))}'" if different else ""
             raise UserError(f"'{file}' was quantized by another plan than these options describe{where}; test it with "
                             "the mode and the quant block that it was trained with")
 
@@ -123,9 +130,12 @@ class PassionSRModel(OneStepModel):
             raise UserError(f"datasets:train:gt_size gives latents of {side}, quant:smooth:map_value is for those of "
                             f"pipeline:tiles:latent={options.pipeline.tiles.latent}; make the two agree")
         logger.info(SIMULATED)
+        images = Images(options, dataset, self._network)
         if not self._calibrated:
-            self._calibrate(Images(options, dataset, self._network))
+            self._calibrate(images)
             self._calibrated = True
+        self._blocks = {name: blocks_of(self._network, stage, images)
+                        for name, stage in stages_of(options) if stage.per_block}
 
     def _calibrate(self, images: Images) -> None:
         quant = self.options.quant
@@ -160,44 +170,21 @@ class PassionSRModel(OneStepModel):
     @property
     def stage_lengths(self) -> Sequence[int]:
         """Iterations of each stage."""
-        return lengths_of(self.options, self._epoch)
+        return lengths_of(self.options, self._epoch, {name: len(blocks) for name, blocks in self._blocks.items()})
 
     def stage(self, index: int = 0) -> Stage:
         """Return a stage: targets computed with the networks as they are, everything frozen but what learns."""
-        train, quant = self.options.train, self.options.quant
-        assert train is not None and self._teacher is not None and self._dataset is not None
+        assert self._teacher is not None and self._dataset is not None
         name, settings = stages_of(self.options)[index]
-        network = self._network.requires_grad_(False)
-        if train.activation_checkpointing:
-            network.unet.enable_gradient_checkpointing()
-            network.vae.enable_gradient_checkpointing()
-        images = Images(self.options, self._dataset, network)
-        entries = entries_of(network, self._teacher, settings, images)
-        step = PartStep(network, self._teacher, settings, images, entries, train.pixel_opt.build(LOSSES))
-        part = part_of(network, settings.component)
-        if settings.bounds == "recalibrated":
-            calibrate(part, list(torch.arange(len(images)).split(quant.calibration.batch_size)), forward=step.show,
-                      on_progress=reporter("calibration"), allow_degenerate=quant.allow_degenerate_bounds)
-        selection = SELECTORS.get(settings.learn)(part, quant.learn.minimum_width)
-        optimizer = (settings.optim or train.optim).build(OPTIMIZERS, params=selection.parameters)
-        if quant.learn.gradient_memory == "epoch":
-            EpochGradients(optimizer, self._epoch)
-        if quant.learn.relative_step:
-            RelativeSteps(optimizer, list(selection.units))
-        return Stage(name, _LABELS[settings.component], step, [optimizer], selection.keep,
-                     schedule=self._schedule(settings, self.stage_lengths[index]), dataset=self._dataset)
+        later = {stage.component for _, stage in stages_of(self.options)[index + 1:]}
+        maker = StageMaker(self.options, self._network, self._teacher, self._dataset, name, settings,
+                           self.stage_lengths[index], self._epoch)
+        return (maker.by_block(self._blocks[name]) if settings.per_block
+                else maker.whole(closes=not later & {settings.component, "all"}))
 
-    @staticmethod
-    def _schedule(settings: StageOptions, length: int) -> LearningRateSchedule | None:
-        component = settings.scheduler
-        if component is None and settings.decay == 1:
-            return None
-        schedule: LearningRateSchedule
-        if component is None:
-            schedule = SCHEDULERS.build("MultiStepLR", [length // 2], settings.decay)
-        else:
-            schedule = stage_schedule(component, length)
-        return schedule
+    def inference_form(self, network: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which everything is rounded as it will be in the end, weights once."""
+        return finished_form(network)
 
     def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:
         """Return what the quantization adds to a network."""

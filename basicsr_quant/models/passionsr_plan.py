@@ -52,7 +52,7 @@ def default_plan(component: Component, network: nn.Module, *, weight_bits: int =
 
     Source: PassionSR specification 3.
     """
-    grid = grid or {"type": "int_zero_point", "zero_point_gradient": zero_point_gradient}
+    grid = grid or default_grid(zero_point_gradient)
     half = {"split_in": {"at": "half", "activation_axis": 1}} if split == "half" else {}
 
     def layer(weights: int, activations: int) -> dict[str, Any]:
@@ -75,6 +75,11 @@ def default_plan(component: Component, network: nn.Module, *, weight_bits: int =
         if smooth is None or not key_tokens:
             lines.append({"op:attention *": operands})
     return [*lines, {"*": layer(weight_bits, activation_bits)}]
+
+
+def default_grid(zero_point_gradient: Literal["full", "detached"]) -> dict[str, Any]:
+    """Return the grid of the learnable boundary quantizer, as a plan line names it."""
+    return {"type": "int_zero_point", "zero_point_gradient": zero_point_gradient}
 
 
 def _joined_layers(unet: nn.Module) -> list[str]:

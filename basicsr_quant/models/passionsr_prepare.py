@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from basicsr_quant.archs.osediff import concat_splits
 from basicsr_quant.archs.osediff_pipeline import OSEDiff
 from basicsr_quant.archs.published.passionsr import Component
 from basicsr_quant.errors import UserError
-from basicsr_quant.models.passionsr_plan import default_plan, key_tokens_of
+from basicsr_quant.models.passionsr_plan import default_grid, default_plan, key_tokens_of
 from basicsr_quant.options.effective import plain
 from basicsr_quant.options.methods.passionsr import PassionSROptions
 from basicsr_quant.quant.plan import QuantPlan
@@ -44,6 +44,16 @@ def plan_of(options: PassionSROptions, pipeline: OSEDiff) -> QuantPlan:
     return plan
 
 
+def structure_of(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the lines of a plan without observers, which matter to calibration only."""
+    def without(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: without(item) for key, item in value.items() if key != "observer"}
+
+    return [without(line) for line in lines]
+
+
 def prepare_pipeline(pipeline: OSEDiff, plan: QuantPlan) -> OSEDiff:
     """Quantize a pipeline in place."""
     splits = {f"unet.{name}": channel for name, channel in concat_splits(pipeline.unet).items()}
@@ -61,7 +71,14 @@ def teacher_of(pipeline: OSEDiff) -> OSEDiff:
 
 
 def part_of(pipeline: OSEDiff, component: str) -> nn.Module:
-    """Return the modules of ``encoder``, ``unet`` or ``decoder`` as one module; they stay where they are."""
+    """Return the modules of ``encoder``, ``unet`` or ``decoder`` as one module; they stay where they are.
+
+    Args:
+        pipeline: Prepared.
+        component: One of these, or ``all`` for the pipeline itself.
+    """
+    if component == "all":
+        return pipeline
     vae = pipeline.vae
     if component == "unet":
         unet: nn.Module = pipeline.unet
@@ -89,7 +106,7 @@ def _method_lines(options: PassionSROptions, pipeline: OSEDiff, component: Compo
         component, network, weight_bits=weight_bits, activation_bits=activation_bits,
         split=getattr(quant, component).split, let=let if let.pop("enabled") else None, products=quant.products,
         smooth={"alpha": quant.smooth.alpha} if quant.smooth.query_key else None, key_tokens=key_tokens,
-        zero_point_gradient=quant.zero_point_gradient, weight_observer=quant.weight_observer,
+        zero_point_gradient=quant.zero_point_gradient, grid=quant.grid, weight_observer=quant.weight_observer,
         activation_observer=quant.activation_observer, product_observer=quant.product_observer)
     return [{_within(component, key): recipe for key, recipe in line.items()} for line in lines]
 
@@ -105,6 +122,6 @@ def _defaults(options: PassionSROptions, line: Mapping[str, Any]) -> dict[str, d
     quant = options.quant
     pattern = str(next(iter(line), "")).rpartition(" ")[2]
     weight_bits, activation_bits = _bits(options, "vae" if pattern.startswith("vae") else "unet")
-    grid = {"type": "int_zero_point", "zero_point_gradient": quant.zero_point_gradient}
+    grid = quant.grid or default_grid(quant.zero_point_gradient)
     return {"weight": {"bits": weight_bits, "grid": grid, "observer": quant.weight_observer, "per": "channel"},
             "activation": {"bits": activation_bits, "grid": grid, "observer": quant.activation_observer}}

@@ -14,7 +14,7 @@ from basicsr_quant.models.base import Batch
 from basicsr_quant.models.passionsr_prepare import part_of
 from basicsr_quant.models.passionsr_targets import Entry, Images, entry_of, result_of, stacked
 from basicsr_quant.models.step import Example, StudentStep
-from basicsr_quant.options.methods.passionsr import StageOptions
+from basicsr_quant.options.methods.passionsr_stages import StageOptions
 from basicsr_quant.quant.layers.weighted import frozen_weights
 from basicsr_quant.quant.let_calibration import renewed_bounds
 
@@ -67,15 +67,39 @@ class PartStep(StudentStep):
 
     def run(self, inputs: Tensor, batch: Batch) -> Tensor:
         """Return what the part makes of its inputs."""
-        noise = None
-        if self._stage.component == "encoder":
-            noise = self._images.noise(batch, inputs, student=True, fresh=True)
-        network, teacher = self._pipelines()
         with renewed_bounds(self._part()) if self._stage.bounds == "renewed" else nullcontext():
-            return result_of(network, teacher, self._stage, inputs, noise)
+            return self._result(inputs, batch)
+
+    def _result(self, inputs: Tensor, batch: Batch) -> Tensor:
+        noise = None
+        if self._stage.component in ("encoder", "all"):
+            noise = self._images.noise(batch, inputs, student=True, fresh=True)
+        return result_of(*self._pipelines(), self._stage, inputs, noise)
 
     @torch.no_grad()
     def show(self, items: Tensor) -> None:
         """Run the part on some images by their numbers, for its quantizers to see."""
         batch = self._images.batch(items.tolist())
-        self.run(self.example(batch).inputs, batch)
+        self._result(self.example(batch).inputs, batch)
+
+
+class LastStep:
+    """Calls a function after the last step of a stage.
+
+    Args:
+        length: Iterations of the stage.
+        function: To be called.
+    """
+
+    def __init__(self, length: int, function: Callable[[], None]) -> None:
+        self._length, self._function = length, function
+        self._iteration = 0
+
+    def begin(self, progress: float) -> None:
+        """Note which iteration comes next, from the finished part of the stage."""
+        self._iteration = round(progress * self._length)
+
+    def end(self) -> None:
+        """Call the function if that iteration is the last."""
+        if self._iteration == self._length - 1:
+            self._function()

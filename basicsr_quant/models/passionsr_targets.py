@@ -15,7 +15,8 @@ from basicsr_quant.data.paired import PairedImageDataset, Sample, collate
 from basicsr_quant.data.sampler import SampleIndex
 from basicsr_quant.models.base import Batch
 from basicsr_quant.models.osediff_steps import POSTERIOR_STREAM
-from basicsr_quant.options.methods.passionsr import PassionSROptions, StageOptions
+from basicsr_quant.options.methods.passionsr import PassionSROptions
+from basicsr_quant.options.methods.passionsr_stages import StageOptions
 
 STUDENT_STREAM = "student posterior"
 
@@ -41,6 +42,10 @@ class Images:
         samples: list[Sample] = [self._dataset[SampleIndex(item, 0, item)] for item in items]
         return collate(samples)
 
+    def items(self, batch: Batch) -> list[int]:
+        """Return the numbers of the images of a batch."""
+        return [self._items[name] for name in batch["name"]]
+
     def enlarged(self, batch: Batch) -> Tensor:
         """Return the LR images of a batch as the encoder sees them, (B, 3, H, W) on the networks' device."""
         parameter = next(self._network.parameters())
@@ -65,8 +70,7 @@ class Images:
         own = student and options.quant.learn.posterior_noise == "independent"
         if own and fresh:
             return randomness.normal(seed, STUDENT_STREAM, batch["iteration"], batch["sample"], shape)
-        items = [self._items[name] for name in batch["name"]]
-        return randomness.normal(seed, STUDENT_STREAM if own else POSTERIOR_STREAM, 0, items, shape)
+        return randomness.normal(seed, STUDENT_STREAM if own else POSTERIOR_STREAM, 0, self.items(batch), shape)
 
 
 class Entry(NamedTuple):
@@ -83,9 +87,11 @@ def result_of(network: OSEDiff, teacher: OSEDiff, stage: StageOptions, inputs: T
         network: Whose part it is.
         teacher: Decodes what the UNet makes, where images are compared.
         stage: Names the part and what is compared.
-        inputs: (B, 3, H, W) for the encoder, latents z for the UNet, clean latents for the decoder.
+        inputs: As :func:`input_of` returns them.
         noise: Of the posterior, for the encoder.
     """
+    if stage.component == "all":
+        return network.decode(network.one_step(network.encode(inputs, noise)))
     if stage.component == "encoder":
         return network.encode(inputs, noise)
     if stage.component == "decoder":
@@ -96,13 +102,28 @@ def result_of(network: OSEDiff, teacher: OSEDiff, stage: StageOptions, inputs: T
     return teacher.decode(clean) if stage.loss == "image" else clean
 
 
+def input_of(pipeline: OSEDiff, component: str, image: Tensor, noise: Tensor | None) -> Tensor:
+    """Return what a part of a pipeline gets when the pipeline restores images.
+
+    Args:
+        pipeline: Whose part it is.
+        component: ``unet`` gets latents z, ``decoder`` clean latents, the others the images.
+        image: (B, 3, H, W), enlarged.
+        noise: Of the posterior.
+    """
+    if component not in ("unet", "decoder"):
+        return image
+    latent = pipeline.encode(image, noise)
+    return latent if component == "unet" else pipeline.one_step(latent)
+
+
 @torch.no_grad()
 def entry_of(student: OSEDiff, teacher: OSEDiff, stage: StageOptions, images: Images, batch: Batch) -> Entry:
     """Compute inputs and target of a batch for a stage; the target is the teacher's all the way from the image."""
     image = images.enlarged(batch)
     latent = teacher.encode(image, images.noise(batch, image, student=False)) if _asks_teacher(stage) else None
     inputs, target = None, None
-    if stage.component != "encoder":
+    if stage.component in ("unet", "decoder"):
         source = teacher if stage.input == "teacher" else student
         inputs = latent if source is teacher else student.encode(image, images.noise(batch, image, student=True))
         assert inputs is not None
@@ -115,7 +136,7 @@ def entry_of(student: OSEDiff, teacher: OSEDiff, stage: StageOptions, images: Im
 
 
 def _asks_teacher(stage: StageOptions) -> bool:
-    return stage.target == "teacher" or (stage.input == "teacher" and stage.component != "encoder")
+    return stage.target == "teacher" or (stage.input == "teacher" and stage.component in ("unet", "decoder"))
 
 
 def _target(teacher: OSEDiff, stage: StageOptions, latent: Tensor) -> Tensor:

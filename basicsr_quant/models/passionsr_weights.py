@@ -12,10 +12,11 @@ from basicsr_quant.archs.published.passionsr import Component
 from basicsr_quant.archs.published.passionsr_state import PREFIX, export_passionsr, import_passionsr
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.weights import apply_state_dict
+from basicsr_quant.quant.changed_weights import changed_weights, install_changes
 from basicsr_quant.quant.layers.weighted import weighted_layers
 
 NORM_TOLERANCE = 1e-3
-_QUANTIZED = re.compile(r"\.(?:let|processor|\w+_quantizer)\.")
+_QUANTIZED = re.compile(r"\.(?:let|processor|parametrization|\w+_quantizer)\.")
 
 
 def load_published(network: nn.Module, component: Component, state: Mapping[str, Tensor], where: str) -> None:
@@ -50,15 +51,17 @@ def load_published(network: nn.Module, component: Component, state: Mapping[str,
 def quantization_state(network: nn.Module, component: Component) -> dict[str, Tensor]:
     """Return transformations, bounds and what else the quantization has, on the CPU, without the weights under it.
 
-    The names are the published ones if the published form can hold the network: all layers quantized and transformed,
-    modules where Stable Diffusion has them. Otherwise they are those of ``network``.
+    Of the weights only those are in it that learning changed, and what is being learned of them. The names are the
+    published ones if the published form can hold the network: all layers quantized and transformed, modules where
+    Stable Diffusion has them. Otherwise they are those of ``network``.
 
     Args:
         network: Prepared network.
         component: Which network.
     """
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    own = {name: tensor for name, tensor in state.items() if _QUANTIZED.search(name)}
+    changed = changed_weights(network)
+    own = {name: tensor for name, tensor in state.items() if _QUANTIZED.search(name) or name in changed}
     if any(isinstance(module, (nn.Conv2d, nn.Linear)) for module in network.modules()) or any(
             layer.let is None for _, layer in weighted_layers(network)):
         return own
@@ -79,6 +82,10 @@ def load_quantization(network: nn.Module, component: Component, state: Mapping[s
     if any(name.startswith(PREFIX) for name in state):
         load_published(network, component, state, where)
         return
+    try:
+        install_changes(network, state)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; check which file it is") from error
     plain = {name: tensor for name, tensor in network.state_dict().items() if not _QUANTIZED.search(name)}
     with torch.no_grad():
         apply_state_dict(network, {**plain, **state}, where)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from basicsr_quant.errors import UserError
 from basicsr_quant.quant.bounds import EVERYWHERE, matches
 from basicsr_quant.quant.grids.base import working_dtype
 from basicsr_quant.quant.layers.parametrization import WeightParametrization
 from basicsr_quant.quant.layers.weighted import QuantWeighted, weighted_layers
 from basicsr_quant.quant.quantizer import Quantizer, State
+from basicsr_quant.quant.selection import Selection
 from basicsr_quant.quant.split_quantizer import SplitQuantizer, pieces
 
 STRETCH = 1.2
@@ -33,7 +36,7 @@ class LearnedRounding(WeightParametrization):
 
     It works on every grid; the bounds are taken as they are and get no gradient. In a layer with an equivalent
     transformation it is W times the scale that is rounded, and the offset's term is that of the rounded weight once it
-    is merged.
+    is merged. While ``decided`` is set, every h counts as 0 or 1.
 
     Args:
         weight: As it reaches the quantizer, (O, I, ...).
@@ -44,6 +47,7 @@ class LearnedRounding(WeightParametrization):
 
     def __init__(self, weight: torch.Tensor, quantizer: Quantizer | SplitQuantizer) -> None:
         super().__init__()
+        self.decided = False
         weight = working_dtype(weight.detach())
         fractions = []
         for _, part, piece in pieces("", quantizer, weight):
@@ -54,14 +58,16 @@ class LearnedRounding(WeightParametrization):
 
     def round(self, weight: torch.Tensor, quantizer: Quantizer | SplitQuantizer) -> torch.Tensor:
         """Return the softly rounded weight; parts whose quantizer is not on ``quantize`` are left to the quantizer."""
-        return self._rounded(weight, quantizer, rectified_sigmoid(self.logits))
+        return self._rounded(weight, quantizer, self._hard() if self.decided else rectified_sigmoid(self.logits))
 
     def merged(self, weight: torch.Tensor, factor: torch.Tensor | float,
                quantizer: Quantizer | SplitQuantizer | None) -> torch.Tensor:
         """Return values of the grid, up where V >= 0, that rounding to the nearest leaves as they are."""
         assert quantizer is not None
-        up = (self.logits >= 0).to(self.logits.dtype)
-        return self._rounded(weight * factor, quantizer, up) / factor
+        return self._rounded(weight * factor, quantizer, self._hard()) / factor
+
+    def _hard(self) -> torch.Tensor:
+        return (self.logits >= 0).to(self.logits.dtype)
 
     def _rounded(self, weight: torch.Tensor, quantizer: Quantizer | SplitQuantizer, up: torch.Tensor) -> torch.Tensor:
         """Return the weight rounded down, plus ``up`` steps."""
@@ -93,13 +99,36 @@ def install_learned_rounding(model: nn.Module, where: Sequence[str] = EVERYWHERE
             layer.parametrization = LearnedRounding(layer.transformed_weight(), layer.weight_quantizer)
 
 
-def rounding_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Return the logits V of all layers, after switching off the gradients of everything else."""
+def learned_roundings(model: nn.Module, least: float = 0.0) -> Selection:
+    """Select the logits V of all layers; their steps are not relative to anything.
+
+    Args:
+        model: Prepared and calibrated, with learned rounding.
+        least: Means nothing here.
+
+    Raises:
+        UserError: No layer has learned rounding.
+    """
     model.requires_grad_(False)
     parameters = [rounding.logits for rounding in _roundings(model)]
+    if not parameters:
+        raise UserError("no layer has a weight whose rounding could be learned; quantize weights in the plan")
     for parameter in parameters:
         parameter.requires_grad_(True)
-    return parameters
+    return Selection(parameters, (), None)
+
+
+@contextmanager
+def decided_roundings(model: nn.Module) -> Iterator[None]:
+    """Context in which roundings that are still being learned round up or down, as they will once they are merged."""
+    roundings = list(_roundings(model))
+    for rounding in roundings:
+        rounding.decided = True
+    try:
+        yield
+    finally:
+        for rounding in roundings:
+            rounding.decided = False
 
 
 def rounding_penalty(model: nn.Module, exponent: float) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -54,14 +54,6 @@ def install_low_rank_changes(model: nn.Module, rank: int, seed: int = 0, where: 
     for name, layer in weighted_layers(model):
         if layer.weight_quantizer is not None and matches(name, where):
             layer.parametrization = LowRankChange(layer.weight.detach(), rank, seed, name)
-
-
-def install_saved_changes(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """Install low-rank changes in the layers for which a state dict of such a model holds them, to be loaded next."""
-    for name, layer in weighted_layers(model):
-        down = state.get(f"{name}.parametrization.down")
-        if down is not None:
-            layer.parametrization = LowRankChange(layer.weight.detach(), len(down), 0, name)
 
 
 def low_rank_changes(model: nn.Module, least: float) -> Selection:

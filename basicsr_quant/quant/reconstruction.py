@@ -2,87 +2,64 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from basicsr_quant import randomness
-from basicsr_quant.quant.adaround import (
-    has_rounded_weight,
-    install_learned_rounding,
-    rounding_parameters,
-    rounding_penalty,
-)
+from basicsr_quant.quant.adaround import decided_roundings, has_rounded_weight, rounding_penalty
 from basicsr_quant.quant.block_samples import Call, Forward, first_call, joined, tensor_of
-from basicsr_quant.quant.bounds import RelativeSteps, bound_parameters, order_keeper, range_scales
-from basicsr_quant.quant.calibrate import activation_names, activation_quantizers, set_state
+from basicsr_quant.quant.calibrate import activation_names, activation_quantizers, named_quantizers, set_state
 from basicsr_quant.quant.foreign import inner_network
-from basicsr_quant.quant.layers.weighted import merge_weights
+from basicsr_quant.quant.layers.weighted import frozen_weights, merge_weights
 from basicsr_quant.quant.quantizer import State
 
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
+class Phase:
+    """One pass over the blocks; this one rounds everything and is for the bounds of activations.
 
-@dataclass
-class BlockLearning:
-    """What learns in one block.
-
-    Attributes:
-        optimizer: Over its parameters.
-        penalty: Maps the finished part of the iterations, 0 to below 1, to what is added to the loss.
-        after_step: Called after each step.
-        finish: Called after the last.
+    Source: Li et al., "Q-Diffusion" (ICCV 2023), section 4.
     """
-
-    optimizer: torch.optim.Optimizer
-    penalty: Callable[[float], torch.Tensor | float] = lambda progress: 0.0
-    after_step: Callable[[], None] = lambda: None
-    finish: Callable[[], None] = lambda: None
-
-
-class Phase(Protocol):
-    """One pass over the blocks."""
-
-    @property
-    def name(self) -> str:
-        """Keys the random draws."""
-        ...
 
     def prepare(self, model: nn.Module) -> None:
         """Put the quantizers of the whole model in the states of this phase."""
-        ...
+        set_state(model, State.QUANTIZE)
 
     def concerns(self, block: nn.Module) -> bool:
         """Whether something in a block learns."""
-        ...
+        return bool(activation_names(block))
 
-    def begin(self, block: nn.Module) -> BlockLearning:
-        """Make a block ready to learn."""
-        ...
+    def penalty(self, block: nn.Module, progress: float) -> torch.Tensor | None:
+        """Return what is added to a block's loss at the finished part of its iterations, 0 to below 1; None: nothing.
+
+        Args:
+            block: That learns.
+            progress: As said.
+        """
+        return None
+
+    def finish(self, block: nn.Module) -> None:
+        """Make final what a block has learned."""
 
 
 @dataclass(frozen=True)
-class RoundingPhase:
+class RoundingPhase(Phase):
     """AdaRound on all weights of a block, while no activation is rounded; the weights then stay rounded as learned.
 
     Attributes:
-        optimizer: Makes the optimizer.
         weight: Of the penalty that drives every h to 0 or 1.
         warmup: Part of the iterations without penalty.
         exponents: Of the penalty, at the end of the warm-up and at the end; linear in between.
 
-    Source: Li et al., "Q-Diffusion" (ICCV 2023), section 4; Nagel et al. (ICML 2020), section 3.2.
+    Source: Q-Diffusion, section 4; Nagel et al. (ICML 2020), section 3.2.
     """
 
-    optimizer: MakeOptimizer = functools.partial(torch.optim.Adam, lr=1e-3)
     weight: float = 0.01
     warmup: float = 0.2
     exponents: tuple[float, float] = (20.0, 2.0)
-    name: str = "rounding"
 
     def prepare(self, model: nn.Module) -> None:
         """Switch off the quantizers of activations."""
@@ -94,120 +71,83 @@ class RoundingPhase:
         """Whether a block has rounded weights."""
         return has_rounded_weight(block)
 
-    def begin(self, block: nn.Module) -> BlockLearning:
-        """Install learned rounding; at the end the weights become the rounded ones."""
-        install_learned_rounding(block)
-        return BlockLearning(self.optimizer(rounding_parameters(block)), functools.partial(self._penalty, block),
-                             finish=functools.partial(merge_weights, block))
-
-    def _penalty(self, block: nn.Module, progress: float) -> torch.Tensor | float:
-        return self.weight * rounding_penalty(block, self.exponent(progress)) if progress >= self.warmup else 0.0
+    def penalty(self, block: nn.Module, progress: float) -> torch.Tensor | None:
+        """Return the penalty, 0 during the warm-up."""
+        if progress < self.warmup:
+            return torch.zeros((), device=next(block.parameters()).device)
+        return self.weight * rounding_penalty(block, self.exponent(progress))
 
     def exponent(self, progress: float) -> float:
         """Return the penalty's exponent."""
         start, end = self.exponents
         return start + (end - start) * (progress - self.warmup) / (1 - self.warmup)
 
-
-@dataclass(frozen=True)
-class StepPhase:
-    """The bounds of a block's activations, with everything rounded.
-
-    Attributes:
-        optimizer: Makes the optimizer; its rate is in units of each quantizer's calibrated width.
-        minimum_width: Part of its width that each range keeps.
-
-    Source: Q-Diffusion, section 4.
-    """
-
-    optimizer: MakeOptimizer = functools.partial(torch.optim.Adam, lr=4e-4)
-    minimum_width: float = 0.01
-    name: str = "steps"
-
-    def prepare(self, model: nn.Module) -> None:
-        """Switch on all quantizers."""
-        set_state(model, State.QUANTIZE)
-
-    def concerns(self, block: nn.Module) -> bool:
-        """Whether a block has rounded activations."""
-        return bool(activation_names(block))
-
-    def begin(self, block: nn.Module) -> BlockLearning:
-        """Select the bounds."""
-        names = activation_names(block)
-        optimizer = self.optimizer(bound_parameters(block, names))
-        RelativeSteps(optimizer, range_scales(block, names))
-        return BlockLearning(optimizer, after_step=order_keeper(block, self.minimum_width))
+    def finish(self, block: nn.Module) -> None:
+        """Put the weights where they were learned to be rounded to."""
+        merge_weights(block)
 
 
-def reconstruct(model: nn.Module, teacher: nn.Module, batches: Sequence[Any], blocks: Sequence[str], phase: Phase, *,
-                forward: Forward, iterations: int, batch_size: int = 32, seed: int = 0, start: int = 0,
-                on_progress: Callable[[int, int], None] | None = None,
-                after_block: Callable[[int], None] | None = None) -> None:
-    """Let one block after another learn, each on inputs for which all earlier ones round already.
+PHASES: Mapping[str, Phase] = {"rounding": RoundingPhase(), "activation_bounds": Phase()}
+"""Name of a selector -> phase in which its selection learns block by block."""
+
+
+class Reconstruction:
+    """Losses of blocks that learn one after another, each on inputs for which all earlier ones have learned.
 
     The target of a block is its output in the teacher's own run. Inputs and outputs of one block at a time are kept, on
-    the CPU. Operands of ``op:`` lines lie between modules and are not rounded here. Everything is quantized afterwards.
+    the CPU; they are made when the block's turn comes, so that going on in the middle needs nothing but the model.
+    Operands of ``op:`` lines lie between modules and are not rounded here.
 
     Args:
-        model: Prepared and calibrated model, in eval mode, weights not frozen.
+        model: Prepared and calibrated, in eval mode, weights not frozen; ``phase.prepare`` has seen it.
         teacher: The full-precision network with the same module names; it may share parameters with ``model``.
-        batches: Calibration inputs, one image each for batches by the image; as ``forward`` takes them.
-        blocks: Of :func:`~basicsr_quant.quant.block_samples.blocks_in_order`.
+        samples: Inputs of model and teacher, one image each.
+        blocks: Names, of :func:`~basicsr_quant.quant.block_samples.blocks_in_order`; something in each of them learns.
         phase: What learns.
-        forward: Called with one of the networks and a batch, to run it.
+        forward: Called with one of the networks and its input, to run it.
         iterations: Of each block.
-        batch_size: How many of ``batches`` are drawn for an iteration, without repetition.
-        seed: Of these draws.
-        start: First block; those before it have learned in an earlier run, whose weights are loaded.
-        on_progress: Called with (iterations done, iterations to do).
-        after_block: Called with the number of blocks that are done, for saving.
     """
-    phase.prepare(model)
-    numbers = [number for number in range(start, len(blocks))
-               if phase.concerns(inner_network(model).get_submodule(blocks[number]))]
-    for position, number in enumerate(numbers):
-        calls = _calls(model, teacher, batches, blocks[number], forward)
-        block = inner_network(model).get_submodule(blocks[number])
 
-        def report(done: int, first: int = position * iterations) -> None:
-            if on_progress is not None:
-                on_progress(first + done, len(numbers) * iterations)
+    def __init__(self, model: nn.Module, teacher: nn.Module, samples: Sequence[tuple[Any, Any]], blocks: Sequence[str],
+                 phase: Phase, *, forward: Forward, iterations: int) -> None:
+        self._model, self._teacher, self._samples = model, teacher, samples
+        self._blocks, self._phase, self._forward, self._iterations = blocks, phase, forward, iterations
+        self._calls: tuple[str, list[Call]] = ("", [])
 
-        def draw(iteration: int, count: int = len(calls), name: str = blocks[number]) -> list[int]:
-            generator = randomness.generator(seed, f"{phase.name} {name}", iteration)
-            return [int(index) for index in generator.permutation(count)[:batch_size]]
+    @property
+    def length(self) -> int:
+        """Iterations of all blocks together."""
+        return len(self._blocks) * self._iterations
 
-        _learn(block, phase.begin(block), calls, draw, iterations, report)
-        if after_block is not None:
-            after_block(number + 1)
-    set_state(model, State.QUANTIZE)
+    def loss(self, iteration: int, items: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Return ``block``, the distance of the iteration's block from its targets, and ``penalty`` if there is one.
 
+        Args:
+            iteration: From 0; all earlier ones are done.
+            items: Numbers of the samples to be used.
+        """
+        name, block = self._block(iteration)
+        if self._calls[0] != name:
+            self._calls = (name, [self._call(name, *pair) for pair in self._samples])
+        call = joined([self._calls[1][item] for item in items], next(block.parameters()).device)
+        losses = {"block": block_distance(tensor_of(block(*call.arguments, **call.keywords)), call.output)}
+        penalty = self._phase.penalty(block, iteration % self._iterations / self._iterations)
+        return losses if penalty is None else {**losses, "penalty": penalty}
 
-def _calls(model: nn.Module, teacher: nn.Module, batches: Sequence[Any], name: str, forward: Forward) -> list[Call]:
-    """Return a block's inputs in the model with its outputs in the teacher, batch by batch."""
-    calls = []
-    for batch in batches:
-        call = first_call(model, name, batch, forward)
-        call.output = first_call(teacher, name, batch, forward).output
-        calls.append(call)
-    return calls
+    def after_step(self, iteration: int) -> None:
+        """Make final what a block has learned, if the iteration was its last."""
+        if (iteration + 1) % self._iterations == 0:
+            self._phase.finish(self._block(iteration)[1])
 
+    def _block(self, iteration: int) -> tuple[str, nn.Module]:
+        name = self._blocks[iteration // self._iterations]
+        return name, inner_network(self._model).get_submodule(name)
 
-def _learn(block: nn.Module, learning: BlockLearning, calls: Sequence[Call], draw: Callable[[int], list[int]],
-           iterations: int, report: Callable[[int], None]) -> None:
-    device = next(block.parameters()).device
-    for iteration in range(iterations):
-        call = joined([calls[index] for index in draw(iteration)], device)
-        with torch.enable_grad():
-            output = tensor_of(block(*call.arguments, **call.keywords))
-            loss = block_distance(output, call.output) + learning.penalty(iteration / iterations)
-            learning.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-        learning.optimizer.step()
-        learning.after_step()
-        report(iteration + 1)
-    learning.finish()
+    def _call(self, name: str, own: Any, teachers: Any) -> Call:
+        """Return a block's inputs in the model with its output in the teacher."""
+        call = first_call(self._model, name, own, self._forward)
+        call.output = first_call(self._teacher, name, teachers, self._forward).output
+        return call
 
 
 def block_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -218,3 +158,19 @@ def block_distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         target: As ``output``.
     """
     return (output - target).square().sum(1 if output.dim() == 4 else -1).mean()
+
+
+@contextmanager
+def finished_form(model: nn.Module) -> Iterator[None]:
+    """Context in which a model that is learning is as it would be at the end: all quantizers round, each weight once.
+
+    Weights whose rounding is being learned go where they tend to.
+    """
+    states = [(quantizer, quantizer.state) for _, quantizer in named_quantizers(model)]
+    set_state(model, State.QUANTIZE)
+    try:
+        with decided_roundings(model), frozen_weights(model):
+            yield
+    finally:
+        for quantizer, state in states:
+            quantizer.state = state

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from basicsr_quant.quant.bounds import bound_parameters, order_keeper, range_scales
+from basicsr_quant.quant.bounds import EVERYWHERE, bound_parameters, order_keeper, range_scales
+from basicsr_quant.quant.calibrate import activation_names
 from basicsr_quant.quant.let_learning import scale_keeper, transformation_parameters, transformation_units
 
 
@@ -17,7 +18,8 @@ class Selection(NamedTuple):
 
     Args:
         parameters: With gradients switched on; those of everything else in the model are off.
-        units: For each parameter, the size of a step of :class:`~basicsr_quant.quant.bounds.RelativeSteps`.
+        units: For each parameter, the size of a step of :class:`~basicsr_quant.quant.bounds.RelativeSteps`; none where
+            steps are relative to nothing.
         keep: To be called after each step; None if nothing has to be kept.
     """
 
@@ -33,8 +35,17 @@ def bounds(model: nn.Module, least: float) -> Selection:
         model: Prepared and calibrated.
         least: Fraction of its present width that each range keeps; 0 = unchecked.
     """
+    return _bounds(model, least, EVERYWHERE)
+
+
+def activation_bounds(model: nn.Module, least: float) -> Selection:
+    """Select the bounds of all quantizers but those of weights and biases; as :func:`bounds`."""
+    return _bounds(model, least, activation_names(model))
+
+
+def _bounds(model: nn.Module, least: float, where: Sequence[str]) -> Selection:
     keep = order_keeper(model, least) if least else None
-    return Selection(bound_parameters(model), range_scales(model), keep)
+    return Selection(bound_parameters(model, where), range_scales(model, where), keep)
 
 
 def transformations(model: nn.Module, least: float) -> Selection:
@@ -46,3 +57,18 @@ def transformations(model: nn.Module, least: float) -> Selection:
     """
     keep = scale_keeper(model, least) if least else None
     return Selection(transformation_parameters(model), transformation_units(model), keep)
+
+
+def transformations_and_bounds(model: nn.Module, least: float) -> Selection:
+    """Select what :func:`transformations` and :func:`bounds` select."""
+    parts = [transformations(model, least), bounds(model, least)]
+    parameters = [parameter for part in parts for parameter in part.parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+    def keep() -> None:
+        for part in parts:
+            if part.keep is not None:
+                part.keep()
+
+    return Selection(parameters, [unit for part in parts for unit in part.units], keep)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from document_reader import REPOSITORY
+from document_reader import REPOSITORY, error_fragments, package_source, table_rows
 
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.options.load import load_options
@@ -17,17 +18,11 @@ from basicsr_quant.quant.binary.accounting import account_step
 from basicsr_quant.quant.conventions import BI_DIFFSR
 
 DOCUMENT = REPOSITORY / "docs" / "bi_diffsr.md"
+table = functools.partial(table_rows, DOCUMENT)
 TRAIN = REPOSITORY / "options" / "train"
 BASELINES = TRAIN / "BI_DiffSR_baselines"
 FILES = {"BI-DiffSR": TRAIN / "train_BI_DiffSR_x2.yml",
          **{name: BASELINES / f"train_{name}_x2.yml" for name in ("SR3", "BNN", "ReActNet", "BBCU")}}
-
-
-def table(heading: str, first: str) -> list[list[str]]:
-    """Cells of the rows of the table under a heading whose first column is called ``first``."""
-    section = DOCUMENT.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
-    lines = section.split(f"| {first} |")[1].split("\n\n")[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def loaded(file: Path) -> BIDiffSROptions:
@@ -75,10 +70,7 @@ def test_baselines_are_those_of_the_files() -> None:
 
 
 def test_errors_are_those_of_the_code() -> None:
-    source = "".join(path.read_text() for path in (REPOSITORY / "basicsr_quant").rglob("*.py"))
-    source = re.sub(r'"\s*\n\s*f?"', "", source)
-    messages = [row[0].strip("`") for row in table("What errors mean", "message")]
-    assert len(messages) == 5
-    for message in messages:
-        fragment = max(re.split(r"'[^']*'", message), key=len).strip()
+    source, fragments = package_source(), error_fragments(table("What errors mean", "message"))
+    assert len(fragments) == 5
+    for fragment in fragments:
         assert fragment in source, f"no code says '{fragment}'"

@@ -13,6 +13,14 @@ from workshop import REPOSITORY, Workshop, common_options, error_lines, run_trai
 
 from basicsr_quant.archs.build import build_network
 from basicsr_quant.compat import load_torchvision
+from basicsr_quant.deploy.freeze import folded_layers
+from basicsr_quant.deploy.pack import pack
+from basicsr_quant.deploy.unpack import open_model
+from basicsr_quant.options.load import load_options
+from basicsr_quant.quant.calibrate import set_state
+from basicsr_quant.quant.layers.weighted import weighted_layers
+from basicsr_quant.quant.quantizer import State
+from basicsr_quant.registry import MODELS
 
 load_torchvision()
 pytest.importorskip("diffusers")
@@ -118,6 +126,38 @@ def test_resume_in_and_between_stages(place: Workshop, mode: str) -> None:
         for label in ("unet", "vae"):
             assert same(place.network("tiny", label, 12), place.network("reference", label, 12)), label
         assert same(place.state("tiny", 12)["optimizers"], place.state("reference", 12)["optimizers"])
+
+
+@pytest.mark.parametrize("mode", ["released", "corrected"])
+def test_norms_transform_at_test(place: Workshop, mode: str) -> None:
+    """The network computes the same, tested or packed, with two transformed inputs less per transformer."""
+    options = tiny_options(mode=mode, only_unet=True)
+    options["train"]["optim"] = {"type": "Adam", "lr": 0.02}
+    assert place.train(options, "val=~") == 0
+    tested = place.write(test_of(options, unet_ckpt=str(place.experiment("tiny") / "models/net_unet_latest.pth")))
+    models = []
+    for flag in ("true", "false"):
+        loaded = load_options(tested, [f"quant:fold_norms={flag}"], is_train=False)
+        models.append(MODELS.build(loaded.model_type, loaded, torch.device("cpu")))
+        models[-1].load_pretrained(training=False)
+    folded, plain = models
+    assert len(folded_layers(folded.network)) == 2 * sum(
+        "transformer_blocks.0.norm3" in name for name in dict(folded.network.named_modules()))
+    assert folded_layers(folded.network) and not folded_layers(plain.network)
+    offsets = [layer.let.offset for name, layer in weighted_layers(folded.network)
+               if name in folded_layers(folded.network)]
+    assert all(offset.abs().max() > 1e-3 for offset in offsets)
+    image = torch.rand(1, 3, 12, 14, generator=torch.Generator().manual_seed(2))
+    rounded = [model.restore(image) for model in models]
+    assert (rounded[0] - rounded[1]).abs().mean() < 1e-2  # a value may round the other way
+    (place.folder / "packed.safetensors").write_bytes(pack(folded)[0])
+    assert torch.equal(open_model(place.folder / "packed.safetensors", torch.device("cpu"))[0].restore(image),
+                       rounded[0])
+    fresh = MODELS.build(loaded.model_type, load_options(tested, is_train=False), torch.device("cpu"))
+    fresh.load_pretrained(training=False)
+    for model in (fresh, plain):
+        set_state(model.network, State.OFF)
+    torch.testing.assert_close(fresh.restore(image), plain.restore(image), rtol=0, atol=1e-5)
 
 
 def test_published_files_run(place: Workshop, capfd: pytest.CaptureFixture[str]) -> None:

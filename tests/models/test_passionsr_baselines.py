@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,19 +12,32 @@ import torch
 from passionsr_networks import example, narrow, prepared, run
 from torch import nn
 
-from basicsr_quant.models.passionsr_baselines import BLOCKS, PLAN_RULES
+from basicsr_quant.models.passionsr_blocks import BLOCKS
+from basicsr_quant.options.load import load_options
+from basicsr_quant.options.methods.passionsr import PassionSROptions
+from basicsr_quant.quant.adaround import install_learned_rounding
 from basicsr_quant.quant.block_samples import blocks_in_order
 from basicsr_quant.quant.calibrate import calibrate, named_quantizers
 from basicsr_quant.quant.layers.weighted import weighted_layers
 from basicsr_quant.quant.let import Scale
-from basicsr_quant.quant.reconstruction import RoundingPhase, StepPhase, reconstruct
+from basicsr_quant.quant.reconstruction import PHASES, Reconstruction
 from basicsr_quant.quant.split_quantizer import SplitQuantizer
+from basicsr_quant.registry import SELECTORS
+
+FOLDER = Path(__file__).parents[2] / "options/train/PassionSR_baselines"
 
 
-def calibrated(component: Any, method: Any, bits: int = 6) -> nn.Module:
-    rules = {key: {**rule, "candidates": 8} if key.endswith("observer") and method == "q_diffusion" else rule
-             for key, rule in PLAN_RULES[method].items()}
-    model = prepared(component, narrow(component), None, weight_bits=bits, activation_bits=bits, **rules)
+def calibrated(component: Any, method: str, bits: int = 6) -> nn.Module:
+    """A network quantized by the plan of a baseline's option file."""
+    options = load_options(FOLDER / f"train_{method}_tiny.yml")
+    assert isinstance(options, PassionSROptions)
+    quant = options.quant
+    assert not quant.let.enabled and not quant.smooth.query_key
+    rules = {key: {**rule, "candidates": 8} if isinstance(rule, dict) and rule["type"] == "dobi" else rule
+             for key in ("weight_observer", "activation_observer", "product_observer")
+             for rule in [getattr(quant, key)]}
+    model = prepared(component, narrow(component), None, weight_bits=bits, activation_bits=bits, grid=quant.grid,
+                     split=getattr(quant, component).split, **rules)
     calibrate(model, [example(component)], forward=lambda x: run(component, model, x), allow_degenerate=True)
     return model
 
@@ -41,7 +55,7 @@ def min_max(x: torch.Tensor, rows: bool, bits: int) -> torch.Tensor:
 @pytest.mark.parametrize("component", ["unet", "vae"])
 def test_maxmin_is_the_formula(component: Any) -> None:
     """All weights and all inputs, those of the first layers in full precision, come out as the formula has them."""
-    model = calibrated(component, "maxmin")
+    model = calibrated(component, "MaxMin")
     assert not any(isinstance(module, Scale) for module in model.modules())
     for name, layer in weighted_layers(model):
         bits = layer.weight_quantizer.bits
@@ -58,18 +72,18 @@ def test_maxmin_is_the_formula(component: Any) -> None:
 
 
 @pytest.mark.parametrize("component", ["unet", "vae"])
-@pytest.mark.parametrize("method", ["lsq", "efficientdm", "q_diffusion"])
+@pytest.mark.parametrize("method", ["LSQ", "EfficientDM", "Q_Diffusion"])
 def test_every_baseline_calibrates(component: Any, method: Any) -> None:
     model = calibrated(component, method)
     with torch.no_grad():
         assert torch.isfinite(run(component, model, example(component))).all()
     kinds = {quantizer.recipe.grid.type for _, quantizer in named_quantizers(model)}
-    assert kinds == {"symmetric_step" if method == "lsq" else "int_zero_point"}
+    assert kinds == {"symmetric_step" if method == "LSQ" else "int_zero_point"}
     cut = [name for name, layer in weighted_layers(model) if isinstance(layer.weight_quantizer, SplitQuantizer)]
     joined = [name for name in cut if name.startswith("up_blocks") and name.endswith(("conv1", "conv_shortcut"))]
     assert cut == joined
-    assert bool(cut) == (method == "q_diffusion" and component == "unet")
-    if method == "lsq":
+    assert bool(cut) == (method == "Q_Diffusion" and component == "unet")
+    if method == "LSQ":
         for name, quantizer in named_quantizers(model):
             if name.endswith(("weight_quantizer", "bias_quantizer")):
                 assert (quantizer.lower_bound < 0).all()
@@ -81,7 +95,9 @@ def test_every_baseline_calibrates(component: Any, method: Any) -> None:
 def test_blocks_of_stable_diffusion(component: Any) -> None:
     model = prepared(component, narrow(component))
 
-    blocks = blocks_in_order(model, example(component, batch=1), functools.partial(run, component), BLOCKS[component])
+    patterns = [pattern.removeprefix(f"{component}.") for part in BLOCKS for pattern in BLOCKS[part]
+                if pattern.startswith(component)]
+    blocks = blocks_in_order(model, example(component, batch=1), functools.partial(run, component), patterns)
     layers = [name for name, _ in weighted_layers(model)]
     for name in layers:
         assert sum(name == block or name.startswith(f"{block}.") for block in blocks) == 1
@@ -104,8 +120,19 @@ def test_blocks_of_a_unet_learn() -> None:
     blocks = ["time_embedding.linear_1", "down_blocks.0.resnets.0", "down_blocks.0.attentions.0.transformer_blocks.0",
               "up_blocks.3.resnets.0"]
     before = copy.deepcopy(model.state_dict())
-    for phase in (RoundingPhase(functools.partial(torch.optim.Adam, lr=0.1)), StepPhase()):
-        reconstruct(model, teacher, images, blocks, phase, forward=forward, iterations=2)
+    for what in PHASES:
+        PHASES[what].prepare(model)
+        for block in blocks if what == "rounding" else ():
+            install_learned_rounding(model.get_submodule(block))
+        selection = SELECTORS.get(what)(model, 0.01)
+        optimizer = torch.optim.Adam(selection.parameters, lr=0.1 if what == "rounding" else 1e-3)
+        learning = Reconstruction(model, teacher, [(image, image) for image in images], blocks, PHASES[what],
+                                  forward=forward, iterations=2)
+        for iteration in range(learning.length):
+            sum(learning.loss(iteration, [0, 1]).values()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            learning.after_step(iteration)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     layers = {name.rpartition(".")[0] for name in changed if name.endswith("weight")}
     wanted = {name for name, _ in weighted_layers(model) if name.startswith(tuple(blocks))}

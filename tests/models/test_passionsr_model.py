@@ -21,12 +21,14 @@ from basicsr_quant.data.bicubic import downscale
 from basicsr_quant.data.build import build_dataset
 from basicsr_quant.data.paired import collate
 from basicsr_quant.data.sampler import SampleIndex
+from basicsr_quant.errors import UserError
 from basicsr_quant.io.images import write_image
 from basicsr_quant.models import passionsr
 from basicsr_quant.models.osediff_networks import pipeline_of
 from basicsr_quant.models.passionsr import PassionSRModel
 from basicsr_quant.options.load import load_options
 from basicsr_quant.quant.calibrate import named_quantizers
+from basicsr_quant.quant.layers.weighted import weighted_layers
 
 load_torchvision()
 pytest.importorskip("diffusers")
@@ -104,6 +106,54 @@ def test_every_stage_learns_its_part(make: Make, mode: str) -> None:
             assert all(name.endswith("_bound") for name in changed)
         elif mode != "corrected":
             assert not any(name.endswith("_bound") for name in changed)
+
+
+def test_everything_at_once(make: Make) -> None:
+    """Without DQC: one stage for transformations and bounds of all parts."""
+    model = make(train={"order": ["joint"], "total_iter": 5})
+    assert list(model.stage_lengths) == [5]
+    changed, _ = learn(model, 0)
+    parts = ("vae.encoder.", "vae.quant_conv.", "unet.", "vae.decoder.", "vae.post_quant_conv.")
+    for part in parts:
+        kinds = {name.rpartition(".")[2] for name in changed if name.startswith(part)}
+        assert kinds >= {"lower_bound", "upper_bound", "value", "offset"}, part
+
+
+def test_blocks_learn_in_one_process(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = {"component": "encoder", "learn": "rounding", "per_block": 2, "blocks": ["vae.encoder.mid_block"]}
+    model = make(train={"stages": {"first": stage}, "order": ["first"], "total_iter": 0})
+    names = [name for name, _ in weighted_layers(model.network.vae.encoder) if not name.startswith("mid_block")]
+    assert list(model.stage_lengths) == [2 * (len(names) + 2)]  # the middle as one block, and quant_conv
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="train:stages:first:per_block runs in one process"):
+        model.stage(0)
+
+
+@pytest.mark.parametrize("followed", [True, False])
+def test_renewed_bounds_do_not_stay_those_of_the_last_image(make: Make, followed: bool) -> None:
+    """Without LBQ the last stage of a part sets them from all images, as a stage of its bounds would."""
+    order = ["encoder_let", "encoder_bounds"] if followed else ["encoder_let"]
+    model = make(train={"order": order, "total_iter": 3 * len(order)})
+    stage = model.stage(0)
+    assert (stage.before_step is None) == followed and stage.dataset is not None and stage.after_step is not None
+    quantizers = [quantizer for _, quantizer in named_quantizers(model.network.vae.encoder)]
+    found = []
+    for iteration in range(3):
+        if stage.before_step is not None:
+            stage.before_step(iteration / 3)
+        [loss] = stage.step(collate([stage.dataset[SampleIndex(iteration % 2, iteration, 0)]])).values()
+        loss.backward()
+        stage.optimizers[0].step()
+        stage.optimizers[0].zero_grad()
+        stage.after_step()
+        found.append(torch.stack([quantizer.upper_bound.max().detach() for quantizer in quantizers]))
+    renew = make(train={"order": ["encoder_bounds"]})
+    renew.network.load_state_dict(model.network.state_dict())
+    renew.stage(0)
+    wanted = torch.stack([quantizer.upper_bound.max().detach()
+                          for _, quantizer in named_quantizers(renew.network.vae.encoder)])
+    assert torch.equal(found[2], wanted) != followed
 
 
 def test_files_have_the_published_names(make: Make) -> None:

@@ -9,7 +9,11 @@ import pytest
 import torch
 from passionsr_networks import CORRECTED, LATENT, RELEASED, example, full_on_meta, narrow, prepared, run
 
-from basicsr_quant.archs.osediff import SD21_UNET, build_unet, build_vae, concat_splits
+from basicsr_quant.archs.latent_tiling import tiled_prediction
+from basicsr_quant.archs.osediff import build_unet, build_vae, concat_splits
+from basicsr_quant.archs.osediff_lora import add_lora, merged_state, unet_layers, vae_layers
+from basicsr_quant.archs.vae_tiling import decode_latent, encode_moments
+from basicsr_quant.compat import load_torchvision
 from basicsr_quant.errors import UserError
 from basicsr_quant.models.passionsr_folding import fold_norms
 from basicsr_quant.models.passionsr_plan import default_plan, key_tokens_of, layer_rows
@@ -22,6 +26,7 @@ from basicsr_quant.quant.prepare import prepare
 from basicsr_quant.quant.quantizer import State
 from basicsr_quant.quant.split_quantizer import SplitQuantizer
 
+load_torchvision()
 OPERANDS = ["query_quantizer", "key_quantizer", "map_quantizer", "value_quantizer"]
 
 
@@ -119,21 +124,46 @@ def test_transformed_networks_are_equal(component: str, padding: str) -> None:
             assert distance(run(component, network, x), expected) < 1e-4
 
 
+def tiled(component: str, network: Any, x: torch.Tensor) -> torch.Tensor:
+    """The network as the pipeline runs it, the input being one tile."""
+    if component == "vae":
+        return decode_latent(network, encode_moments(network, x, x.shape[-1]).chunk(2, 1)[0], x.shape[-1])
+    return tiled_prediction(lambda latent: run("unet", network, latent), x, x.shape[-1], x.shape[-1] // 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("component", ["unet", "vae"])
-def test_full_networks_are_equal(component: str) -> None:
-    pytest.importorskip("diffusers")
+def test_full_networks_are_equal(component: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At full width: low-rank factors merged, one tile, inputs transformed, norms folded."""
+    pytest.importorskip("peft")
     torch.manual_seed(0)
-    network = (build_unet(SD21_UNET) if component == "unet" else build_vae()).eval().requires_grad_(False)
+    build = {"unet": build_unet, "vae": build_vae}[component]
+    trained = build().eval()
+    add_lora(trained, {"unet": unet_layers, "vae": vae_layers}[component](trained), 4, 8, 1, component)
     x = example(component, batch=1)
-    expected = run(component, network, x)
-    network = prepared(component, network, LATENT, split="concat", **CORRECTED)
-    randomise(network)
-    set_state(network, State.OFF)
     with torch.no_grad():
-        assert distance(run(component, network, x), expected) < 1e-4
-        fold_norms(network)
-        assert distance(run(component, network, x), expected) < 1e-4
+        plain = run(component, trained, x)
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.02)
+        expected = run(component, trained, x)
+    with torch.device("meta"):
+        network = build()
+    network.to_empty(device="cpu").eval().requires_grad_(False).load_state_dict(merged_state(trained, 8))
+    del trained
+    assert distance(plain, expected) > 1e-2
+    with torch.no_grad():
+        found = {"merged": run(component, network, x), "one tile": tiled(component, network, x)}
+        network = prepared(component, network, LATENT, split="concat", **CORRECTED)
+        randomise(network)
+        set_state(network, State.OFF)
+        found["transformed"] = tiled(component, network, x)
+        assert fold_norms(network) == (32 if component == "unet" else 0)
+        found["folded"] = tiled(component, network, x)
+    distances = {name: distance(output, expected) for name, output in found.items()}
+    with capsys.disabled():
+        print(f"\n{component}: {', '.join(f'{name} {value:.1e}' for name, value in distances.items())}")
+    assert max(distances.values()) < 1e-4
 
 
 def test_vae_attention_can_be_quantized_too() -> None:

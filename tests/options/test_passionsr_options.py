@@ -39,6 +39,27 @@ def test_stages_and_their_lengths(tmp_path: Path) -> None:
     assert lengths_of(own, 5) == [7] and stages_of(own)[0][1].loss == "clean_latent"
 
 
+def test_parts_of_the_method_can_be_left_out(tmp_path: Path) -> None:
+    bounds = [name for name in ORDERS[False] if name.endswith("_bounds")]
+    without = load(tmp_path, "quant:let:enabled=false", "quant:smooth:query_key=false", "train:total_iter=18")
+    assert [name for name, _ in stages_of(without)] == bounds and lengths_of(without, 5) == [6] * 3
+    half = load(tmp_path, "quant:let:enabled=false")
+    assert [name for name, _ in stages_of(half)] == list(ORDERS[False])
+    joint = load(tmp_path, "train:order=[joint]", "train:total_iter=18")
+    assert lengths_of(joint, 5) == [18] and stages_of(joint)[0][1].component == "all"
+    assert stages_of(load(tmp_path, "train:order=[]")) == []
+    with pytest.raises(UserError, match="equal shares do not make up"):
+        load(tmp_path, "train:order=[]", "train:total_iter=18")
+    with pytest.raises(UserError, match="must be 0 with the stage 'joint'"):
+        load(tmp_path, "train:order=[joint]", "train:ema_decay=0.9")
+
+
+def test_stages_block_by_block_are_as_long_as_there_are_blocks(tmp_path: Path) -> None:
+    stage = "train:stages:first={component: unet, learn: rounding, per_block: 5}"
+    options = load(tmp_path, stage, "train:order=[first, unet_bounds]", "train:total_iter=7")
+    assert lengths_of(options, 5, {"first": 11}) == [55, 7]
+
+
 @pytest.mark.parametrize("mode", ["released", "paper"])
 def test_modes(tmp_path: Path, mode: str) -> None:
     options = load(tmp_path, f"mode={mode}")
@@ -53,7 +74,14 @@ def test_modes(tmp_path: Path, mode: str) -> None:
 
 @pytest.mark.parametrize(("force", "message"), [
     ("train:order=[unet_lett]", "names the stage 'unet_lett'"),
-    ("train:order=[]", "at least one stage"),
+    ("train:order=[joint, joint]", "must name no stage twice"),
+    ("train:stages:unet_let:learn=rounding", "rounding needs per_block"),
+    ("train:stages:unet_let:per_block=5", "of a stage with per_block must be one of rounding, activation_bounds"),
+    ("train:stages:unet_let:blocks=[unet.*]", "blocks.*needs per_block"),
+    ("train:stages:unet_let:rank=4", "must be given for learn low_rank_changes, and for nothing else"),
+    ("train:stages:unet_let:learn=low_rank_changes", "rank.*must be given for learn low_rank_changes"),
+    ("train:stages:unet_let={component: unet, learn: bounds, loss: null}", "of the unet must be one of noise"),
+    ("quant:grid=int_zeropoint", "did you mean 'int_zero_point'"),
     ("train:total_iter=7", "equal shares do not make up"),
     ("train:stages:unet_let:loss=latent", "of the unet must be one of noise, clean_latent, image"),
     ("train:stages:encoder_let:target=hr", "hr needs loss image"),
@@ -80,6 +108,19 @@ def test_shipped_files(repository: Path, setting: str) -> None:
         for options in (train, test):
             assert (options.network_unet, options.one_step) == (base.network_unet, base.one_step)
             assert options.network_vae == base.network_vae and options.pipeline.tiles.latent
+
+
+@pytest.mark.parametrize("method", ["MaxMin", "LSQ", "Q_Diffusion", "EfficientDM"])
+def test_baselines(repository: Path, method: str) -> None:
+    """They differ from the method in what is quantized and learned, in nothing else."""
+    folder = repository / "options/train"
+    options, own = (load_options(file) for file in (
+        folder / f"PassionSR_baselines/train_{method}_tiny.yml", folder / "train_PassionSR_tiny.yml"))
+    assert isinstance(options, PassionSROptions) and isinstance(own, PassionSROptions)
+    for block in ("network_unet", "network_vae", "one_step", "pipeline", "path"):
+        assert getattr(options, block) == getattr(own, block), block
+    assert options.datasets["val"] == own.datasets["val"]
+    assert options.quant.calibration == own.quant.calibration and not options.quant.let.enabled
 
 
 def test_published_files_of_both_networks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
+from basicsr_quant.errors import UserError
 from basicsr_quant.quant.adaround import (
     LearnedRounding,
+    decided_roundings,
     initial_logits,
     install_learned_rounding,
+    learned_roundings,
     rectified_sigmoid,
-    rounding_parameters,
     rounding_penalty,
 )
 from basicsr_quant.quant.calibrate import calibrate_weights, set_state
@@ -73,7 +75,7 @@ def test_values_and_gradients_are_the_formula_s(grid: dict[str, Any]) -> None:
     model = layer(grid, dtype=torch.float64)
     quantized, x = model[0], example(torch.float64)
     install_learned_rounding(model)
-    (logits,) = rounding_parameters(model)
+    (logits,) = learned_roundings(model).parameters
     with torch.no_grad():
         logits.add_(torch.randn(logits.shape, generator=torch.Generator().manual_seed(2)))
     loss = model(x).square().sum() + 0.01 * rounding_penalty(model, 7.5)
@@ -98,7 +100,7 @@ def test_values_and_gradients_are_the_formula_s(grid: dict[str, Any]) -> None:
 def test_merging_keeps_hard_decisions(grid: dict[str, Any], kind: str, bits: int) -> None:
     model, x = layer(grid, kind, bits), example()
     install_learned_rounding(model)
-    (logits,) = rounding_parameters(model)
+    (logits,) = learned_roundings(model).parameters
     with torch.no_grad():
         logits.copy_(torch.where(torch.rand(logits.shape) < 0.5, -9.0, 9.0))
         soft, weight = model(x), model[0].parts().weight.clone()
@@ -120,11 +122,27 @@ def test_untouched_logits_merge_to_nearest_rounding() -> None:
     torch.testing.assert_close(model(x).detach(), nearest, rtol=1e-5, atol=1e-6)
 
 
+def test_deciding_before_merging() -> None:
+    model, x = layer(GRIDS[1]), example()
+    install_learned_rounding(model)
+    (logits,) = learned_roundings(model).parameters
+    with torch.no_grad():
+        logits.normal_(generator=torch.Generator().manual_seed(4))
+    soft = model(x)
+    with decided_roundings(model):
+        decided = model(x)
+    assert torch.equal(model(x), soft) and not torch.equal(decided, soft)
+    merge_weights(model)
+    torch.testing.assert_close(model(x), decided, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="no layer has a weight whose rounding"):
+        learned_roundings(model)
+
+
 def test_soft_becomes_hard_under_the_penalty() -> None:
     """Driven by the penalty alone every h ends at 0 or 1, so that merging changes nothing beyond rounding errors."""
     model, x = layer(GRIDS[1]), example()
     install_learned_rounding(model)
-    optimizer = torch.optim.Adam(rounding_parameters(model), lr=0.1)
+    optimizer = torch.optim.Adam(learned_roundings(model).parameters, lr=0.1)
     for iteration in range(200):
         optimizer.zero_grad()
         rounding_penalty(model, 20 - 18 * iteration / 200).backward()
@@ -151,7 +169,7 @@ def test_state_dict_round_trip() -> None:
     model, x = layer(GRIDS[1]), example()
     install_learned_rounding(model)
     with torch.no_grad():
-        rounding_parameters(model)[0].normal_()
+        learned_roundings(model).parameters[0].normal_()
     again = layer(GRIDS[1])
     install_learned_rounding(again)
     again.load_state_dict(model.state_dict())

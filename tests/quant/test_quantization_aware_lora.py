@@ -14,11 +14,7 @@ from basicsr_quant.quant.calibrate import calibrate
 from basicsr_quant.quant.layers.weighted import frozen_weights, merge_weights, replaced_weights, weighted_layers
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
-from basicsr_quant.quant.quantization_aware_lora import (
-    install_low_rank_changes,
-    install_saved_changes,
-    low_rank_changes,
-)
+from basicsr_quant.quant.quantization_aware_lora import install_low_rank_changes, low_rank_changes
 from basicsr_quant.registry import SELECTORS
 
 
@@ -136,15 +132,6 @@ def test_it_learns_from_the_teacher() -> None:
         optimizer.step()
         keep()
     assert (model(x) - target).square().mean().item() < 0.8 * before
-
-
-def test_a_saved_state_says_where_changes_are() -> None:
-    model, again = prepared(), prepared()
-    install_low_rank_changes(model, rank=2, where=("[02]",))
-    randomize(model)
-    install_saved_changes(again, model.state_dict())
-    again.load_state_dict(model.state_dict())
-    assert torch.equal(again(example()), model(example()))
 
 
 def test_a_teacher_with_the_same_parameters_keeps_them() -> None:

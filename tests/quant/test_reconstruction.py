@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
-import functools
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from basicsr_quant.errors import UserError
+from basicsr_quant.quant.adaround import install_learned_rounding
 from basicsr_quant.quant.block_samples import blocks_in_order, first_call, joined
+from basicsr_quant.quant.bounds import RelativeSteps
 from basicsr_quant.quant.calibrate import activation_quantizers, calibrate, named_quantizers, set_state
-from basicsr_quant.quant.layers.weighted import weighted_layers
+from basicsr_quant.quant.layers.weighted import merge_weights, weighted_layers
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
 from basicsr_quant.quant.quantizer import State
-from basicsr_quant.quant.reconstruction import Phase, RoundingPhase, StepPhase, block_distance, reconstruct
+from basicsr_quant.quant.reconstruction import (
+    PHASES,
+    Phase,
+    Reconstruction,
+    RoundingPhase,
+    block_distance,
+    finished_form,
+)
+from basicsr_quant.registry import SELECTORS
 
 
 class Block(nn.Module):
@@ -75,12 +84,32 @@ def networks(weight_bits: int = 2, activation_bits: int = 4) -> tuple[nn.Module,
     return model, teacher
 
 
-def learn(model: nn.Module, teacher: nn.Module, phase: Phase | None = None, iterations: int = 80,
-          **arguments: Any) -> None:
-    phase = phase or RoundingPhase(functools.partial(torch.optim.Adam, lr=0.05))
-    blocks = blocks_in_order(model, batches()[0], forward, PATTERNS)
-    reconstruct(model, teacher, batches(), blocks, phase, forward=forward, iterations=iterations, batch_size=4,
-                **arguments)
+def learn(model: nn.Module, teacher: nn.Module, what: str = "rounding", iterations: int = 80, rate: float = 0.05,
+          start: int = 0, after: Callable[[int], None] = lambda iteration: None) -> list[dict[str, torch.Tensor]]:
+    """Learn ``rounding`` or ``activation_bounds`` on four of the batches in turn; return the losses."""
+    phase: Phase = PHASES[what]
+    phase.prepare(model)
+    if what == "rounding":
+        install_learned_rounding(model)
+    selection = SELECTORS.get(what)(model, 0.01)
+    learning = Reconstruction(model, teacher, [(batch, batch) for batch in batches()], ORDER, phase, forward=forward,
+                              iterations=iterations)
+    optimizer = torch.optim.Adam(selection.parameters, lr=rate)
+    if selection.units:
+        RelativeSteps(optimizer, list(selection.units))
+    seen = []
+    assert learning.length == 5 * iterations
+    for iteration in range(start, learning.length):
+        losses = learning.loss(iteration, [(iteration + number) % 8 for number in range(4)])
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if selection.keep is not None:
+            selection.keep()
+        learning.after_step(iteration)
+        after(iteration)
+        seen.append(losses)
+    return seen
 
 
 def test_blocks_in_the_order_of_execution() -> None:
@@ -120,12 +149,12 @@ def test_learned_rounding_beats_nearest_rounding() -> None:
     nearest = block_errors(model, teacher)
     bounds = {name: quantizer.lower_bound.clone() for name, quantizer in named_quantizers(model)}
     learn(model, teacher)
+    set_state(model, State.QUANTIZE)
     learned = block_errors(model, teacher)
     assert all(mine <= theirs for mine, theirs in zip(learned, nearest, strict=True))
     assert all(mine < 0.8 * theirs for mine, theirs in zip(learned[2:], nearest[2:], strict=True))
     assert all(torch.equal(quantizer.lower_bound, bounds[name]) for name, quantizer in named_quantizers(model))
     assert not any("parametrization" in name for name in model.state_dict())
-    assert all(quantizer.state is State.QUANTIZE for _, quantizer in named_quantizers(model))
     for _, layer in weighted_layers(model):
         assert all(len(row.unique()) <= 4 for row in layer.parts().weight)
         torch.testing.assert_close(layer.weight, layer.parts().weight, rtol=1e-5, atol=1e-6)
@@ -135,43 +164,57 @@ def test_learned_steps_beat_calibrated_ones() -> None:
     model, teacher = networks(8, 2)
     before = block_errors(model, teacher, activations=True)
     weights = {name: value.clone() for name, value in model.state_dict().items() if name.endswith("weight")}
-    learn(model, teacher, StepPhase(functools.partial(torch.optim.Adam, lr=0.01)))
+    learn(model, teacher, "activation_bounds", rate=0.01)
     after = block_errors(model, teacher, activations=True)
     assert after[-1] < 0.9 * before[-1]
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in weights.items())
 
 
-@pytest.mark.parametrize("phase", [RoundingPhase(), StepPhase()], ids=lambda phase: phase.name)
-def test_equal_when_repeated_and_when_resumed(phase: Phase) -> None:
+@pytest.mark.parametrize("what", list(PHASES))
+def test_equal_when_repeated_and_when_resumed(what: str) -> None:
+    """A run that begins again with the fourth block, from the weights of then, ends with the same numbers."""
     saved: dict[int, dict[str, torch.Tensor]] = {}
+
+    def save(iteration: int) -> None:
+        saved[iteration] = {name: value.clone() for name, value in model.state_dict().items()
+                            if "parametrization" not in name}
+
     model, teacher = networks()
-    learn(model, teacher, phase, 6, after_block=lambda done: saved.update({done: copy.deepcopy(model.state_dict())}))
-    assert sorted(saved) == [1, 2, 3, 4, 5]
+    learn(model, teacher, what, 6, after=save)
     again, _ = networks()
-    learn(again, teacher, phase, 6)
+    learn(again, teacher, what, 6)
     resumed, _ = networks()
-    resumed.load_state_dict(saved[3])
-    learn(resumed, teacher, phase, 6, start=3)
+    resumed.load_state_dict(saved[17])
+    learn(resumed, teacher, what, 6, start=18)
     for other in (again, resumed):
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
-    if phase.name == "steps":
-        different, _ = networks()
-        learn(different, teacher, phase, 6, seed=1)
-        assert any(not torch.equal(value, different.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_progress_counts_the_iterations_of_all_blocks() -> None:
+def test_a_network_that_is_learning_can_be_judged_as_finished() -> None:
     model, teacher = networks()
-    seen: list[tuple[int, int]] = []
-    learn(model, teacher, None, 3, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(done, 15) for done in range(1, 16)]
+    x = batches()[0]
+
+    def judge(iteration: int) -> None:
+        if iteration == 150:
+            with torch.no_grad(), finished_form(model):
+                found.append(model(x))
+                assert all(quantizer.state is State.QUANTIZE for _, quantizer in named_quantizers(model))
+            assert any(quantizer.state is State.OFF for _, quantizer in named_quantizers(model))
+            finished = copy.deepcopy(model)
+            merge_weights(finished)
+            set_state(finished, State.QUANTIZE)
+            found.append(finished(x))
+
+    found: list[torch.Tensor] = []
+    learn(model, teacher, after=judge)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
-def test_exponents_fall_after_the_warm_up() -> None:
+def test_the_penalty_comes_after_the_warm_up_with_a_falling_exponent() -> None:
     phase = RoundingPhase()
     assert [phase.exponent(progress) for progress in (0.2, 0.6, 1.0)] == pytest.approx([20, 11, 2])
-    model, _ = networks()
-    learning = phase.begin(model)
-    assert learning.penalty(0.1) == 0.0
-    assert learning.penalty(0.5) > 0
+    model, teacher = networks()
+    losses = learn(model, teacher, iterations=10)
+    assert all((loss["penalty"].item() > 0) == (number % 10 >= 2) for number, loss in enumerate(losses))
+    assert all("penalty" not in loss for loss in learn(model, teacher, "activation_bounds", iterations=2))

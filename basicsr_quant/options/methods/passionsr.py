@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -10,9 +11,10 @@ from msgspec import Meta
 from basicsr_quant.options.component import Component
 from basicsr_quant.options.method import Method, Problem
 from basicsr_quant.options.methods.osediff import OSEDiffBaseOptions, OSEDiffPathOptions, pipeline_problems
-from basicsr_quant.options.optimization import OPTIMIZERS, SCHEDULERS
+from basicsr_quant.options.methods.passionsr_stages import StageOptions, stage_problems
+from basicsr_quant.options.optimization import OPTIMIZERS
 from basicsr_quant.options.types import NaturalNumber, PositiveInteger, TrainOptions
-from basicsr_quant.registry import LOSSES, OBSERVERS, SELECTORS
+from basicsr_quant.registry import LOSSES, OBSERVERS, QUANTIZERS
 
 BitWidth = Annotated[int, Meta(ge=1, le=8)]
 ObserverChoice = dict[str, Any] | str
@@ -23,7 +25,6 @@ ORDERS = {
     True: ("alone_let", "alone_bounds"),
     False: ("encoder_let", "encoder_bounds", "unet_let", "unet_bounds", "decoder_let", "decoder_bounds"),
 }
-LOSSES_OF = {"encoder": ("latent",), "unet": ("noise", "clean_latent", "image"), "decoder": ("image",)}
 
 
 class PartOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,8 +105,13 @@ class QuantOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         description="Lines `match: recipe | none`, names with unet. or vae. in front, first match wins; absent: the "
                     "plan of the method.")] = None
     let: Annotated[LetOptions, Meta(description="Equivalent transformation.")] = LetOptions()
+    fold_norms: Annotated[bool, Meta(
+        description="At test, a norm whose output one layer alone reads transforms it: gamma / s, (beta - o) / s.",
+    )] = True
     products: Annotated[bool, Meta(description="Quantize the products of the UNet's attentions.")] = True
     smooth: Annotated[SmoothOptions, Meta(description="Smoothing of these products.")] = SmoothOptions()
+    grid: Annotated[dict[str, Any] | str | None, Meta(
+        description="Of all quantizers, in place of int_zero_point.", extra={"registry": QUANTIZERS})] = None
     zero_point_gradient: Annotated[Literal["full", "detached"], Meta(
         description="Whether gradients of the bounds go through the zero point (released: detached).")] = "full"
     weight_observer: Annotated[ObserverChoice, Meta(
@@ -119,32 +125,6 @@ class QuantOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         description="Warn, rather than refuse, where the bounds of a quantizer are equal or crossed.")] = False
     calibration: Annotated[CalibrationOptions, Meta(description="Before the stages.")] = CalibrationOptions()
     learn: Annotated[LearnOptions, Meta(description="In the stages.")] = LearnOptions()
-
-
-class StageOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One stage of the distillation."""
-
-    component: Annotated[Literal["encoder", "unet", "decoder"], Meta(description="Which part learns.")]
-    learn: Annotated[str, Meta(description="What of it learns.", extra={"registry": SELECTORS})]
-    loss: Annotated[Literal["latent", "noise", "clean_latent", "image"], Meta(
-        description="What is compared: the encoder's latent, the UNet's noise, the latent after the step, or the "
-                    "decoded image.")]
-    input: Annotated[Literal["teacher", "student"], Meta(
-        description="Whose result the part gets as input: of the teacher, or of the parts learned so far.",
-    )] = "student"
-    target: Annotated[Literal["teacher", "hr"], Meta(description="What the result is compared with.")] = "teacher"
-    bounds: Annotated[Literal["fixed", "renewed", "recalibrated"], Meta(
-        description="fixed: as they are; renewed: set to the extremes of the present batch at each step; recalibrated: "
-                    "set from all images when the stage begins.")] = "fixed"
-    iterations: Annotated[NaturalNumber, Meta(
-        description="Optimizer steps; 0 = an equal share of what total_iter leaves, or train:epochs.")] = 0
-    optim: Annotated[Component | None, Meta(
-        description="In place of train:optim.", extra={"registry": OPTIMIZERS, "supplied": ("params",)})] = None
-    decay: Annotated[float, Meta(
-        description="Factor on the learning rate from the middle of the stage on.", gt=0, le=1)] = 1.0
-    scheduler: Annotated[Component | None, Meta(
-        description="In place of decay and of train:scheduler; CosineAnnealingLR without T_max ends with the stage.",
-        extra={"registry": SCHEDULERS})] = None
 
 
 class PassionSRPathOptions(OSEDiffPathOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,8 +148,9 @@ class PassionSRTrainOptions(TrainOptions, frozen=True, kw_only=True, forbid_unkn
     pixel_opt: Annotated[Component, Meta(description="Loss between result and target.", extra={"registry": LOSSES})]
     stages: Annotated[dict[StageName, StageOptions], Meta(description="Name -> stage.")] = {}
     order: Annotated[list[str] | None, Meta(
-        description="Names of the stages that run, in this order; absent: encoder, UNet and decoder, each first _let "
-                    "then _bounds; with quant:only_unet alone_let, alone_bounds.")] = None
+        description="Names of the stages that run, in this order; [] = calibration alone; absent: encoder, UNet and "
+                    "decoder, each first _let (unless nothing is transformed) then _bounds; with quant:only_unet "
+                    "alone_let, alone_bounds.")] = None
     activation_checkpointing: Annotated[bool, Meta(
         description="Recompute activations in the backward pass: less memory, more time.")] = False
 
@@ -187,23 +168,36 @@ def stages_of(options: PassionSROptions) -> list[tuple[str, StageOptions]]:
     train = options.train
     if train is None:
         return []
-    return [(name, train.stages[name]) for name in train.order or ORDERS[options.quant.only_unet]]
+    return [(name, train.stages[name]) for name in _order(options, train) if name in train.stages]
 
 
-def lengths_of(options: PassionSROptions, epoch: int) -> list[int]:
+def _order(options: PassionSROptions, train: PassionSRTrainOptions) -> list[str]:
+    """Return the names of ``train:order``, or those of the method that have something to learn."""
+    if train.order is not None:
+        return train.order
+    quant, names = options.quant, ORDERS[options.quant.only_unet]
+    if quant.let.enabled or quant.smooth.query_key or quant.plan is not None:
+        return list(names)
+    return [name for name in names if name not in train.stages or train.stages[name].learn != "transformations"]
+
+
+def lengths_of(options: PassionSROptions, epoch: int, blocks: Mapping[str, int] | None = None) -> list[int]:
     """Return the iterations of each stage.
 
     Args:
         options: With a ``train`` block.
         epoch: Iterations that go once through the training images.
+        blocks: Name of each stage with ``per_block`` -> number of its blocks.
     """
     train = options.train
     assert train is not None
-    given = [stage.iterations for _, stage in stages_of(options)]
+    stages = stages_of(options)
+    whole = [stage.iterations for _, stage in stages if not stage.per_block]
     share = train.epochs * epoch
-    if train.total_iter and 0 in given:
-        share = (train.total_iter - sum(given)) // given.count(0)
-    return [length or share for length in given]
+    if train.total_iter and 0 in whole:
+        share = (train.total_iter - sum(whole)) // whole.count(0)
+    return [stage.per_block * (blocks or {})[name] if stage.per_block else stage.iterations or share
+            for name, stage in stages]
 
 
 def check(options: PassionSROptions, is_train: bool) -> list[Problem]:
@@ -226,23 +220,19 @@ def check(options: PassionSROptions, is_train: bool) -> list[Problem]:
 
 
 def _stage_problems(options: PassionSROptions, train: PassionSRTrainOptions) -> list[Problem]:
-    names = train.order if train.order is not None else list(ORDERS[options.quant.only_unet])
+    names = _order(options, train)
     for name in names:
         if name not in train.stages:
             return [(("train", "order"), f"names the stage '{name}', which train:stages does not describe")]
-    if not names or len(set(names)) < len(names):
-        return [(("train", "order"), "must name at least one stage, and none twice")]
+    if len(set(names)) < len(names):
+        return [(("train", "order"), "must name no stage twice")]
     problems: list[Problem] = []
     for name in names:
-        stage, key = train.stages[name], ("train", "stages", name)
-        if stage.loss not in LOSSES_OF[stage.component]:
-            problems.append(((*key, "loss"), f"of the {stage.component} must be one of "
-                                             f"{', '.join(LOSSES_OF[stage.component])}"))
-        if stage.target == "hr" and stage.loss != "image":
-            problems.append(((*key, "target"), "hr needs loss image"))
-        if options.quant.only_unet and stage.component != "unet":
-            problems.append(((*key, "component"), "is in full precision with quant:only_unet"))
-    given = [train.stages[name].iterations for name in names]
+        problems += [(("train", "stages", name, key), text)
+                     for key, text in stage_problems(train.stages[name], options.quant.only_unet)]
+        if train.ema_decay and (train.stages[name].per_block or train.stages[name].component == "all"):
+            problems.append((("train", "ema_decay"), f"must be 0 with the stage '{name}'"))
+    given = [train.stages[name].iterations for name in names if not train.stages[name].per_block]
     shared, left = given.count(0), train.total_iter - sum(given)
     if train.total_iter and (left < shared or (left % shared if shared else left)):
         problems.append((("train", "total_iter"), f"is {train.total_iter}, which {sum(given)} iterations and {shared} "

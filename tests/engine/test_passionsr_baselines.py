@@ -1,0 +1,145 @@
+"""The methods that PassionSR is compared with, from their option files: trained, interrupted, tested, packed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from workshop import REPOSITORY, Workshop, error_lines, same
+
+from basicsr_quant.archs.build import build_network
+from basicsr_quant.compat import load_torchvision
+from basicsr_quant.deploy.pack import pack
+from basicsr_quant.deploy.unpack import open_model
+from basicsr_quant.io.images import read_image
+from basicsr_quant.options.load import load_options
+from basicsr_quant.registry import MODELS
+
+load_torchvision()
+pytest.importorskip("diffusers")
+
+FOLDER = REPOSITORY / "options/train/PassionSR_baselines"
+BASELINES = sorted(path.stem.removeprefix("train_").removesuffix("_tiny") for path in FOLDER.glob("*.yml"))
+UNET = {"type": "SDUNet", "block_out_channels": [8, 16], "attention_levels": 1, "layers_per_block": 1,
+        "attention_head_dim": [1, 2], "cross_attention_dim": 8, "latent_channels": 4, "norm_num_groups": 4}
+VAE = {"type": "SDVAE", "block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 4,
+       "norm_num_groups": 4, "scaling_factor": 1.0}
+SMALL = {"network_unet": UNET, "network_vae": VAE, "scale": 2, "num_gpu": 0, "manual_seed": 7,
+         "one_step": {"timestep": 249, "scaled_input": True, "random_context": 3}}
+FP = {"pretrain_network_unet": "weights/unet.pth", "pretrain_network_vae": "weights/vae.pth"}
+MOMENTS = {"LSQ": 2, "EfficientDM": 4, "Q_Diffusion": 7}
+"""Iterations in the middle of a stage; for Q-Diffusion in the middle of a block too, for EfficientDM in the second."""
+
+
+def options_of(name: str, quick: bool = False) -> dict[str, Any]:
+    """The baseline's file with small networks, small data and few iterations."""
+    options: dict[str, Any] = yaml.safe_load((FOLDER / f"train_{name}_tiny.yml").read_text()) | SMALL | {"name": name}
+    options["pipeline"] = {"process_size": 16, "color_fix": "nofix"}
+    options["path"] = dict(FP)
+    roots = {"dataroot_gt": "data/train/HR", "dataroot_lq": "data/train/LR", "filename_tmpl": "{}x2"}
+    options["datasets"]["train"] |= {**roots, "gt_size": 16, "exclude_last": 0, "batch_size_per_gpu": 2}
+    options["datasets"]["val"] |= {key: value.replace("train", "val") for key, value in roots.items()} | {
+        "only_last": 2, "crop_size": None}
+    for key in ("weight_observer", "activation_observer", "product_observer"):
+        if isinstance(options["quant"][key], dict) and options["quant"][key]["type"] == "dobi":
+            options["quant"][key] |= {"candidates": 8}
+    if options["train"]["total_iter"]:
+        options["train"]["total_iter"] = 6
+    for stage in options["train"].get("stages", {}).values():
+        if "per_block" in stage:
+            stage["per_block"] = 2
+    if quick and options["train"]["order"]:
+        parts = ("encoder",) if name == "Q_Diffusion" else ("encoder", "decoder")
+        options["train"]["order"] = [stage for stage in options["train"]["order"] if stage.startswith(parts)]
+    options["val"] |= {"val_freq": 10**6, "save_img": True}
+    options["logger"] |= {"print_freq": 1, "save_checkpoint_freq": 10**6}
+    return options
+
+
+def test_of(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The test file of a run: what it quantizes is said again, but not how bounds were found."""
+    name = options["name"]
+    quant = {key: value for key, value in options["quant"].items() if not key.endswith("observer")}
+    kept = {key: value for key, value in options.items() if key not in ("train", "logger")}
+    models = folder / "experiments" / name / "models"
+    files = {f"{part}_ckpt": str(models / f"net_{part}_latest.pth") for part in ("unet", "vae")}
+    return kept | {"name": f"test_{name}", "quant": quant, "datasets": {"test_1": options["datasets"]["val"]},
+                   "path": {**FP, **files}}
+
+
+test_of.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def place(workshop: Workshop) -> Workshop:
+    for part, block in (("unet", UNET), ("vae", VAE)):
+        torch.manual_seed(3)
+        network = build_network(block["type"], {key: item for key, item in block.items() if key != "type"})
+        torch.save({"params": network.state_dict()}, workshop.folder / "weights" / f"{part}.pth")
+    return workshop
+
+
+def images(folder: Path) -> dict[str, np.ndarray]:
+    """Stem without suffix -> the image that was written last."""
+    paths = sorted(folder.rglob("*.png"), key=lambda path: path.stat().st_mtime_ns)
+    return {path.stem.partition("_")[0]: read_image(path) for path in paths}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_from_training_to_a_packed_file(place: Workshop, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Validation at the end of the training, the test of its files, and the packed file give the same images."""
+    options = options_of(name)
+    assert place.train(options) == 0
+    assert not error_lines(capfd.readouterr().err)
+    tested = test_of(options, place.folder)
+    assert place.test(tested) == 0
+    found = images(place.folder / f"results/test_{name}/visualization")
+    assert len(found) == 2
+    validated = images(place.experiment(name) / "visualization")
+    assert validated.keys() == (found.keys() if options["train"]["order"] else set())
+    for stem, image in validated.items():
+        assert np.array_equal(image, found[stem]), stem
+    params = [place.network(name, part)["params"] for part in ("unet", "vae")]
+    kinds = {key.rpartition(".")[2] for state in params for key in state}
+    assert kinds == {"lower_bound", "upper_bound"} | {
+        "Q_Diffusion": {"weight"}, "EfficientDM": {"down", "up"}}.get(name, set())
+    loaded = load_options(place.write(tested), is_train=False)
+    model = MODELS.build(loaded.model_type, loaded, torch.device("cpu"))
+    model.load_pretrained(training=False)
+    image = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(2))
+    with model.inference_form(model.network):
+        wanted = model.restore(image)
+    (place.folder / "packed.safetensors").write_bytes(pack(model)[0])
+    opened, _ = open_model(place.folder / "packed.safetensors", torch.device("cpu"))
+    assert torch.equal(opened.restore(image), wanted)
+
+
+@pytest.mark.parametrize("name", MOMENTS)
+def test_resumed_in_the_middle(place: Workshop, name: str) -> None:
+    options = options_of(name, quick=True)
+    options["val"] = None
+    end = None
+    for run in ("reference", "interrupted"):
+        options["logger"]["save_checkpoint_freq"] = MOMENTS[name]
+        assert place.train(options, f"name={run}") == 0
+        end = max(int(path.stem) for path in place.experiment(run).glob("training_states/*.state"))
+        assert end > MOMENTS[name]
+    for path in place.experiment("interrupted").glob("training_states/*.state"):
+        if int(path.stem) > MOMENTS[name]:
+            path.unlink()
+    assert place.train(options, "name=interrupted", flags=["--auto_resume"]) == 0
+    for part in ("unet", "vae"):
+        assert same(place.network("interrupted", part, end)["params"], place.network("reference", part, end)["params"])
+    assert same(place.state("interrupted", end)["optimizers"], place.state("reference", end)["optimizers"])
+
+
+def test_a_checkpoint_of_another_method_is_refused(place: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    options = options_of("MaxMin")
+    assert place.train(options) == 0
+    tested = test_of(options, place.folder)
+    assert place.test(tested, "quant:grid=symmetric_step") != 0
+    assert "was quantized by another plan" in error_lines(capfd.readouterr().err)[-1]
