@@ -23,7 +23,7 @@ def presets_of(model_type: str) -> Tree:
 def apply_preset(tree: Tree, model_type: str) -> None:
     """Fill keys that ``tree`` leaves out from the preset of its ``mode`` (``released`` if it has none), in place.
 
-    Blocks that make a run do something (``train``, ``val``, ``datasets`` and each data set) are filled but never created.
+    Blocks that make a run do something (``train``, ``val``, ``datasets``, each data set) are filled but never created.
     A block with another ``type`` than the preset's is left as it is.
 
     Raises:
