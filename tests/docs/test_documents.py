@@ -192,7 +192,8 @@ def test_inspect_of_craft_prints_what_the_document_shows(
     weights = walk_folder / "experiments/pretrained_models/CRAFT_x4.pth"
     weights.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(data_root / "weights" / "CRAFT_x4.pth", weights)
-    [command] = [command for command in VERB_COMMANDS if "CRAFT" in " ".join(command.words)]
+    [command] = [command for command in VERB_COMMANDS
+                 if "inspect" in command.words and "CRAFT" in " ".join(command.words)]
     assert run_verb(command) == 0
     printed = {" ".join(line.split()) for line in capsys.readouterr().out.splitlines()}
     [shown] = blocks(OWN_MODEL, "text")

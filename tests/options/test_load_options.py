@@ -71,7 +71,7 @@ def test_unknown_key_names_line_and_nearest(load: Loader) -> None:
     ("val:metrics:x={type: calculate_psnr, better: up}", "must be one of higher, lower"),
     ("quant:weight_observer=dobie", "unknown observer 'dobie' .did you mean 'dobi'"),
     ("quant:weight_observer=5", "'quant:weight_observer' must be a block of keys or a text"),
-    ("quant:one_sided_observer={candidates: 4}", "missing key 'quant:one_sided_observer:type' .one of dobi"),
+    ("quant:one_sided_observer={candidates: 4}", "missing key 'quant:one_sided_observer:type' .one of dbdc"),
     ("quant:weight_observer={type: dobi, search: both}", "must be one of two_sided, one_sided, free, not 'both'"),
     ("quant:weight_observer={type: dobi, target: 3}", "unknown key 'quant:weight_observer:target'"),
     ("val:metrics:x={type: calculate_psnr, crop_border: wide}", "'val:metrics:x:crop_border' must be an integer"),
