@@ -79,8 +79,7 @@ class OSEDiffModel(OneStepModel):
             network.vae.enable_gradient_checkpointing()
         parameters = self._learning(kind, settings)
         optimizer = stage_optimizer(train.optim, parameters, settings.lr)
-        chosen = settings.scheduler
-        schedule = None if chosen is None else stage_schedule(chosen, settings.iterations)
+        schedule = stage_schedule(settings.scheduler, settings.iterations)
         return Stage(_NAMES[kind], _LABELS[kind], self._step(kind), [optimizer], schedule=schedule)
 
     def _learning(self, kind: str, settings: StageOptions) -> list[nn.Parameter]:

@@ -133,8 +133,7 @@ class StageMaker:
 
     def _schedule(self) -> LearningRateSchedule | None:
         component, decay = self._settings.scheduler, self._settings.decay
-        if component is None and decay == 1:
-            return None
-        schedule: LearningRateSchedule = (SCHEDULERS.build("MultiStepLR", [self._length // 2], decay)
-                                          if component is None else stage_schedule(component, self._length))
+        halved = component is None and decay != 1
+        schedule: LearningRateSchedule | None = (SCHEDULERS.build("MultiStepLR", [self._length // 2], decay) if halved
+                                                 else stage_schedule(component, self._length))
         return schedule

@@ -244,8 +244,7 @@ class TDQuantModel(RestorationModel):
             float(feature.arguments.get("loss_weight", 1.0)) if feature is not None else 0.0, learn.feature_distance,
             train.compile)
         keep = order_keeper(self._network, learn.minimum_width) if learn.minimum_width else None
-        chosen = settings.scheduler
-        schedule = None if chosen is None else stage_schedule(chosen, settings.iterations)
+        schedule = stage_schedule(settings.scheduler, settings.iterations)
         return Stage(f"distillation, bounds of {side}", "Q", step, [optimizer], keep, schedule=schedule)
 
     def export_state(self, label: str, network: nn.Module) -> dict[str, torch.Tensor]:

@@ -37,11 +37,13 @@ def stage_optimizer(component: Component, parameters: Iterable[Any], rate: float
                             **(component.arguments | ({} if rate is None else {"lr": rate})))
 
 
-def stage_schedule(component: Component, length: int) -> Any:
-    """Build the schedule of one stage; a cosine without ``T_max`` ends with the stage.
+def stage_schedule(component: Component | None, length: int) -> Any:
+    """Build the schedule of one stage, or return None; a cosine without ``T_max`` ends with the stage.
 
     Args:
-        component: Of the option file.
+        component: Of the option file; None = none of its own.
         length: Iterations of the stage.
     """
+    if component is None:
+        return None
     return component.build(SCHEDULERS, **({"T_max": length} if component.type in COSINES else {}))

@@ -25,8 +25,16 @@ class StageOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         extra={"registry": SCHEDULERS})] = None
 
 
-def total_problems(stages: Sequence[StageOptions], total: int) -> list[Problem]:
-    """Return what is wrong if stages do not add up to ``train:total_iter``."""
+def stage_problems(stages: Sequence[StageOptions], total: int, names: str) -> list[Problem]:
+    """Return what is wrong if there are no stages, or if they do not add up to ``train:total_iter``.
+
+    Args:
+        stages: Of the training.
+        total: ``train:total_iter``.
+        names: Which stages there can be, for the message.
+    """
+    if not stages:
+        return [(("train", "stages"), f"names no stage; add {names}, or leave it out")]
     length = sum(stage.iterations for stage in stages)
     if length == total:
         return []

@@ -14,6 +14,7 @@ import torch
 
 from basicsr_quant.data.build import build_dataset
 from basicsr_quant.engine.datasets import training_set
+from basicsr_quant.engine.distributed import choose_device
 from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 from basicsr_quant.io.progress import track
@@ -61,17 +62,17 @@ def measure(options: TDQuantOptions, widths: Sequence[int], budget: int | None) 
     """
     if options.bit is None:
         raise UserError("bit is missing; it is the uniform width to compare with, for example --force_yml bit=3")
-    device = torch.device("cuda" if torch.cuda.is_available() and options.num_gpu != 0 else "cpu")
+    device = choose_device(options.num_gpu, options.gpu)
     key, data = training_set(options)
     dataset = build_dataset(data, options.scale, "train", options.manual_seed, key, read_gt=False)
+    patches = TDQuantModel(options, device).calibration_patches(dataset).lq.to(device)
+    batches = patches.split(options.quant.calibration.batch_size)
     weights = planned_layers(_full_precision(options), plan_of(options))
     errors: dict[str, dict[int, float]] = {name: {} for name in weights}
     for bits in sorted(set(widths)):
         model = TDQuantModel(msgspec.structs.replace(options, bit=bits), device)
         model.load_pretrained(training=True)
         model.prepare_training(dataset)
-        patches = model.calibration_patches(dataset).lq.to(device)
-        batches = patches.split(options.quant.calibration.batch_size)
         for name, error in track(layer_errors(model.network, list(weights), batches), f"layers at {bits} bits",
                                  len(weights)):
             errors[name][bits] = error

@@ -26,7 +26,7 @@ from basicsr_quant.deploy.native import library
 from basicsr_quant.deploy.native.attention import NativeSwinBlock
 from basicsr_quant.deploy.native.binary_conv import NativeBinaryUnit
 from basicsr_quant.deploy.runtimes import base
-from basicsr_quant.deploy.runtimes.native import Native, NativeFrozenLinear, NativeSplitLinear
+from basicsr_quant.deploy.runtimes.native import Native, NativeLayer
 from basicsr_quant.deploy.runtimes.onednn import OneDnn, OneDnnConv2d
 from basicsr_quant.deploy.runtimes.reference import ReferenceLayer
 from basicsr_quant.deploy.runtimes.simulate import Simulate
@@ -36,6 +36,7 @@ from basicsr_quant.io.images import read_image, to_image, to_tensor
 from basicsr_quant.io.weights import load_state_dict
 from basicsr_quant.metrics.psnr_ssim import calculate_psnr
 from basicsr_quant.quant.calibrate import calibrate
+from basicsr_quant.quant.layers.linear import SplitLinear
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
 from basicsr_quant.report.bench.networks import LINES, Network
@@ -79,14 +80,14 @@ def test_layers_within_a_network(bits: int, caplog: pytest.LogCaptureFixture) ->
 
     def compare(name: str) -> Any:
         def hook(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            parts = module.layer.parts if isinstance(module, NativeSplitLinear) else [module.layer]
+            parts = module.layer.parts if isinstance(module.layer, SplitLinear) else [module.layer]
             wanted = torch.cat([ReferenceLayer(part)(*inputs) for part in parts], -1 if output.dim() == 3 else 1)
             errors[name] = float((output - wanted).abs().max() / wanted.abs().max())
 
         return hook
 
     for name, module in found.named_modules():
-        if isinstance(module, (NativeFrozenLinear, NativeSplitLinear, OneDnnConv2d)):
+        if isinstance(module, (NativeLayer, OneDnnConv2d)):
             module.register_forward_hook(compare(name))
     found(images)
     assert len(errors) == 8 + here and max(errors.values()) <= LAYER_TOLERANCE
@@ -104,7 +105,8 @@ def test_blocks_are_taken_whole_and_the_rest_is_simulated(caplog: pytest.LogCapt
         found = Native().attach(simulated)
     assert "'native' executes 11 of 12 quantized layers" in caplog.text
     first, second = found.layers[0].residual_group.blocks  # type: ignore[union-attr, index]
-    assert isinstance(first, NativeSwinBlock) and isinstance(second.attn.qkv, NativeSplitLinear)
+    assert isinstance(first, NativeSwinBlock) and isinstance(second.attn.qkv, NativeLayer)
+    assert isinstance(second.attn.qkv.layer, SplitLinear)
     assert (found(images) - wanted).norm() <= 0.05 * (wanted - wanted.mean()).norm()
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from small_pipeline import FP, UNET, VAE
 from workshop import REPOSITORY, Workshop, error_lines, same
 
-from basicsr_quant.archs.build import build_network
 from basicsr_quant.compat import load_torchvision
 from basicsr_quant.deploy.pack import pack
 from basicsr_quant.deploy.unpack import open_model
@@ -24,13 +24,8 @@ pytest.importorskip("diffusers")
 
 FOLDER = REPOSITORY / "options/train/PassionSR_baselines"
 BASELINES = sorted(path.stem.removeprefix("train_").removesuffix("_tiny") for path in FOLDER.glob("*.yml"))
-UNET = {"type": "SDUNet", "block_out_channels": [8, 16], "attention_levels": 1, "layers_per_block": 1,
-        "attention_head_dim": [1, 2], "cross_attention_dim": 8, "latent_channels": 4, "norm_num_groups": 4}
-VAE = {"type": "SDVAE", "block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 4,
-       "norm_num_groups": 4, "scaling_factor": 1.0}
 SMALL = {"network_unet": UNET, "network_vae": VAE, "scale": 2, "num_gpu": 0, "manual_seed": 7,
          "one_step": {"timestep": 249, "scaled_input": True, "random_context": 3}}
-FP = {"pretrain_network_unet": "weights/unet.pth", "pretrain_network_vae": "weights/vae.pth"}
 MOMENTS = {"LSQ": 2, "EfficientDM": 4, "Q_Diffusion": 7}
 """Iterations in the middle of a stage; for Q-Diffusion in the middle of a block too, for EfficientDM in the second."""
 
@@ -72,15 +67,6 @@ def test_of(options: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 test_of.__test__ = False  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def place(workshop: Workshop) -> Workshop:
-    for part, block in (("unet", UNET), ("vae", VAE)):
-        torch.manual_seed(3)
-        network = build_network(block["type"], {key: item for key, item in block.items() if key != "type"})
-        torch.save({"params": network.state_dict()}, workshop.folder / "weights" / f"{part}.pth")
-    return workshop
 
 
 def images(folder: Path) -> dict[str, np.ndarray]:

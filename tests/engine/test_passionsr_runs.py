@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from small_pipeline import FP, UNET, VAE
 from workshop import REPOSITORY, Workshop, common_options, error_lines, run_train, same
 
-from basicsr_quant.archs.build import build_network
 from basicsr_quant.compat import load_torchvision
 from basicsr_quant.deploy.freeze import folded_layers
 from basicsr_quant.deploy.pack import pack
@@ -25,11 +25,6 @@ from basicsr_quant.registry import MODELS
 load_torchvision()
 pytest.importorskip("diffusers")
 
-UNET = {"type": "SDUNet", "block_out_channels": [8, 16], "attention_levels": 1, "layers_per_block": 1,
-        "attention_head_dim": [1, 2], "cross_attention_dim": 8, "latent_channels": 4, "norm_num_groups": 4}
-VAE = {"type": "SDVAE", "block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 4,
-       "norm_num_groups": 4, "scaling_factor": 1.0}
-FP = {"pretrain_network_unet": "weights/unet.pth", "pretrain_network_vae": "weights/vae.pth"}
 
 
 def tiny_options(name: str = "tiny", mode: str = "corrected", only_unet: bool = False) -> dict[str, Any]:
@@ -54,15 +49,6 @@ def test_of(options: dict[str, Any], **path: str) -> dict[str, Any]:
 
 
 test_of.__test__ = False  # type: ignore[attr-defined]
-
-
-@pytest.fixture
-def place(workshop: Workshop) -> Workshop:
-    for part, block in (("unet", UNET), ("vae", VAE)):
-        torch.manual_seed(3)
-        network = build_network(block["type"], {key: item for key, item in block.items() if key != "type"})
-        torch.save({"params": network.state_dict()}, workshop.folder / "weights" / f"{part}.pth")
-    return workshop
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:

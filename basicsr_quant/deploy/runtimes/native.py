@@ -60,64 +60,32 @@ class Native:
         return network
 
 
-class NativeFrozenLinear(nn.Module):
-    """A :class:`FrozenLinear` in one pass, behind the transformation of its input if there is one.
+class NativeLayer(nn.Module):
+    """A layer whose forward is a kernel's.
 
     Args:
         layer: What it replaces.
+        run: Maps the layer's input to its output.
+    """
+
+    def __init__(self, layer: nn.Module, run: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self._run = run
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output."""
+        return self._run(x)
+
+
+def native_linear(layer: FrozenLinear) -> NativeLayer:
+    """Return a Linear in one pass, behind the transformation of its input if there is one.
 
     Raises:
         ValueError: The kernel does not know a part of it.
     """
-
-    def __init__(self, layer: FrozenLinear) -> None:
-        super().__init__()
-        self.layer = layer
-        self._linear = NativeLinear([LinearPart.of(layer)])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (..., in) to (..., out)."""
-        return self._linear(self.layer.transformed_input(x))
-
-
-class NativeSplitLinear(nn.Module):
-    """A :class:`SplitLinear` in one pass.
-
-    Args:
-        layer: Its parts are frozen.
-
-    Raises:
-        ValueError: The kernel does not know a part of it.
-    """
-
-    def __init__(self, layer: SplitLinear) -> None:
-        super().__init__()
-        self.layer = layer
-        self._linear = NativeLinear.of(layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (..., in) to (..., out)."""
-        return self._linear(x)
-
-
-class NativeFrozenBinaryConv2d(nn.Module):
-    """A :class:`FrozenBinaryConv2d` on bits.
-
-    Args:
-        layer: What it replaces.
-
-    Raises:
-        ValueError: The kernel does not know a part of it.
-    """
-
-    def __init__(self, layer: FrozenBinaryConv2d) -> None:
-        super().__init__()
-        self.layer = layer
-        self._convolution = NativeBinaryConv.of(layer)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, C, H, W) to (B, O, H, W)."""
-        return self._convolution(x)
+    linear = NativeLinear([LinearPart.of(layer)])
+    return NativeLayer(layer, lambda x: linear(layer.transformed_input(x)))
 
 
 class NativeConv2d(OneDnnConv2d):
@@ -152,8 +120,9 @@ class NativeConv2d(OneDnnConv2d):
 def _makers() -> dict[type[nn.Module], Callable[..., nn.Module]]:
     """Return kind of module -> its native form."""
     made: dict[type[nn.Module], Callable[..., nn.Module]] = {
-        SwinBlock: NativeSwinBlock, BinaryUnit: NativeBinaryUnit, SplitLinear: NativeSplitLinear,
-        FrozenLinear: NativeFrozenLinear, FrozenBinaryConv2d: NativeFrozenBinaryConv2d}
+        SwinBlock: NativeSwinBlock, BinaryUnit: NativeBinaryUnit, FrozenLinear: native_linear,
+        SplitLinear: lambda layer: NativeLayer(layer, NativeLinear.of(layer)),
+        FrozenBinaryConv2d: lambda layer: NativeLayer(layer, NativeBinaryConv.of(layer))}
     return made | ({FrozenConv2d: NativeConv2d} if OneDnn().missing() is None else {})
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta
 from basicsr_quant.options.component import Component
 from basicsr_quant.options.method import Method, Problem
 from basicsr_quant.options.optimization import OPTIMIZERS
-from basicsr_quant.options.stage import StageOptions, total_problems
+from basicsr_quant.options.stage import StageOptions, stage_problems
 from basicsr_quant.options.types import NaturalNumber, Options, PathOptions, PositiveInteger, TrainOptions
 from basicsr_quant.registry import ARCHS, LOSSES
 
@@ -176,8 +176,7 @@ def check(options: OSEDiffOptions, is_train: bool) -> list[Problem]:
     problems = pipeline_problems(options)
     if options.train is not None:
         stages = [stage for _, stage in stages_of(options.train)]
-        problems += total_problems(stages, options.train.total_iter) if stages else [
-            (("train", "stages"), "names no stage; add vae, unet or lora, or leave it out")]
+        problems += stage_problems(stages, options.train.total_iter, "vae, unet or lora")
     return problems
 
 

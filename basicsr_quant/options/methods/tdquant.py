@@ -10,7 +10,7 @@ from msgspec import Meta
 from basicsr_quant.options.component import Component
 from basicsr_quant.options.method import Method, Problem
 from basicsr_quant.options.optimization import OPTIMIZERS
-from basicsr_quant.options.stage import StageOptions, total_problems
+from basicsr_quant.options.stage import StageOptions, stage_problems
 from basicsr_quant.options.types import NaturalNumber, Options, PathOptions, PositiveInteger, TrainOptions
 from basicsr_quant.registry import ARCHS, LOSSES, OBSERVERS
 
@@ -158,8 +158,7 @@ def check(options: TDQuantOptions, is_train: bool) -> list[Problem]:
         problems.append((("train", "feature_loss", "reduction"), "must be mean, which the distances are"))
     if options.train is not None:
         stages = [stage for _, stage in stages_of(options.train)]
-        problems += total_problems(stages, options.train.total_iter) if stages else [
-            (("train", "stages"), "names no stage; add activations or weights, or leave it out")]
+        problems += stage_problems(stages, options.train.total_iter, "activations or weights")
     if quant.bicubic and quant.upscale_only == "bicubic":
         problems.append((("quant", "upscale_only"),
                          "contradicts quant:bicubic, which is bilinear as published; leave one of the two out"))
