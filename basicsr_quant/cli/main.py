@@ -56,12 +56,13 @@ def train_main(argv: Sequence[str] | None = None) -> int:
 def test_main(argv: Sequence[str] | None = None) -> int:
     """Run ``test.py``."""
     def run() -> None:
+        from basicsr_quant.deploy.execute import execute
         from basicsr_quant.engine.test import test
         from basicsr_quant.options.load import load_options, parse_arguments
 
         arguments = parse_arguments(argv, is_train=False)
         options = load_options(arguments.opt, arguments.force_yml, arguments.debug, is_train=False)
-        test(options, arguments.launcher)
+        test(options, execute, arguments.launcher)
 
     return guarded(run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from basicsr_quant.engine import experiment
@@ -21,11 +22,16 @@ from basicsr_quant.registry import MODELS
 logger = logging.getLogger("basicsr_quant")
 
 
-def test(options: Options, launcher: str = "none") -> dict[str, Results]:
+Execute = Callable[[RestorationModel], None]
+"""Gives a model that is ready to test to the backend ``val:backend``."""
+
+
+def test(options: Options, execute: Execute, launcher: str = "none") -> dict[str, Results]:
     """Evaluate a model on all test sets that are there; images, CSV and ``metrics.json`` go to the results folder.
 
     Args:
         options: Typed options with a ``val`` block and ``datasets:test_N``.
+        execute: See :data:`Execute`; :func:`basicsr_quant.deploy.execute.execute`.
         launcher: ``none``, ``pytorch`` or ``slurm``.
 
     Returns:
@@ -53,6 +59,7 @@ def test(options: Options, launcher: str = "none") -> dict[str, Results]:
         model.prepare_testing()
         prepare_metrics(options.val)
         model.network.eval()
+        execute(model)
         if process.is_main:
             experiment.save_options(folder, f"test_{options.name}", effective_yaml(options))
         everything = {}

@@ -175,7 +175,8 @@ class TDQuantModel(RestorationModel):
         """Calibrate if the weights are full-precision ones that are to be quantized."""
         if not any(True for _ in named_quantizers(self._network)):
             return
-        logger.info(SIMULATED)
+        if self.options.val is None or self.options.val.backend == "simulate":
+            logger.info(SIMULATED)
         if self._calibrated:
             return
         if self.options.cali_data is None:

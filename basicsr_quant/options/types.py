@@ -88,6 +88,8 @@ class ValOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pbar: Annotated[bool, Meta(description="Show a progress bar.")] = True
     metrics: Annotated[dict[str, Metric], Meta(description="Free name -> metric.")] = {}
     self_ensemble: Annotated[bool, Meta(description="Average over the eight flips and rotations.")] = False
+    backend: Annotated[Literal["auto", "simulate", "reference", "onednn", "native", "native_bf16"], Meta(
+        description="test.py: what executes quantized layers; all but simulate compute on the codes.")] = "simulate"
     tile: Annotated[NaturalNumber, Meta(description="Side of a tile in LR pixels; 0 = the whole image at once.")] = 0
     tile_overlap: Annotated[NaturalNumber, Meta(description="Overlap of tiles in LR pixels.")] = 32
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,21 @@ def test_two_d_quant(workshop: Workshop, quantized: dict[str, Any], capsys: pyte
     weights = quantized["path"]["pretrain_network_Q"]
     assert infer(workshop, "checkpoint", "-opt", str(workshop.write(quantized)), weights=weights) == 0
     assert differences(workshop, quantized, "checkpoint") == [0, 0, 0]
+
+
+def test_evaluation_by_a_backend(workshop: Workshop, quantized: dict[str, Any],
+                                 capfd: pytest.CaptureFixture[str]) -> None:
+    measured = {}
+    for backend in ("simulate", "reference", "auto"):
+        assert workshop.test(quantized, f"val:backend={backend}", f"name={backend}") == 0
+        simulated = "execution is simulated: values" in capfd.readouterr().err
+        assert simulated == (backend == "simulate")
+        measured[backend] = json.loads((workshop.folder / "results" / backend / "metrics.json").read_text())
+    for backend in ("reference", "auto"):
+        for name, results in measured["simulate"].items():
+            assert abs(results["mean"]["psnr"] - measured[backend][name]["mean"]["psnr"]) < 0.02
+    assert workshop.test(quantized, "val:backend=openvino") == 2
+    assert "val.backend" in capfd.readouterr().err.replace(":", ".")
 
 
 def test_payload_is_what_accounting_says(workshop: Workshop, quantized: dict[str, Any]) -> None:
