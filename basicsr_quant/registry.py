@@ -131,6 +131,8 @@ LOSSES = Registry("loss", {
 METRICS = Registry("metric", {
     "calculate_psnr": "basicsr_quant.metrics.psnr_ssim:calculate_psnr",
     "calculate_ssim": "basicsr_quant.metrics.psnr_ssim:calculate_ssim",
+    "calculate_osediff_psnr": "basicsr_quant.metrics.osediff:calculate_osediff_psnr",
+    "calculate_osediff_ssim": "basicsr_quant.metrics.osediff:calculate_osediff_ssim",
     "calculate_lpips": "basicsr_quant.metrics.perceptual:calculate_lpips",
     "calculate_iqa": "basicsr_quant.metrics.perceptual:calculate_iqa",
 })

@@ -28,7 +28,7 @@ def options_of_test() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tested_folder(workshop_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workshop's folder with the results of four runs, one of them analysed; tests leave it as it is."""
+    """A workshop's folder with a training and the results of four runs, one analysed; tests leave it as it is."""
     folder = tmp_path_factory.mktemp("page") / "work"
     shutil.copytree(workshop_data, folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -36,6 +36,7 @@ def tested_folder(workshop_data: Path, tmp_path_factory: pytest.TempPathFactory)
         made = Workshop(folder)
         patches = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
         save_calibration(CALIBRATION, CalibrationSet(patches, None, [], [], ""))
+        assert made.train(made.dqc, "logger:use_tb_logger=true") == 0
         for name, settings in RUNS.items():
             assert made.test(options_of_test(), f"name={name}", *settings) == 0
         assert main(["analyse", "-opt", "results/bits3/test_bits3.yml", "--images", "2", "--size", "8"]) == 0

@@ -188,7 +188,7 @@ def same(left: Any, right: Any) -> bool:
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     if isinstance(left, list | tuple):
         return len(left) == len(right) and all(map(same, left, right))
-    return bool(left == right)
+    return bool(left == right) or (left != left and right != right)  # NaN
 
 
 def close(left: Any, right: Any, relative: float) -> bool:

@@ -117,7 +117,8 @@ def _describe(state: dict[str, Tensor], weights: str) -> Any:
 def _outline(weights: str) -> dict[str, Tensor]:
     """Read a file's names and shapes; large floating-point tensors come as zeros that take no memory."""
     try:
-        content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # not a torch archive, or an unsound one: the careful reader says which
         content = load_file(weights)
     for key in ("params_ema", "params", "state_dict"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -22,6 +23,39 @@ def _spans(size: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]
 
 
 @torch.no_grad()
+def parts(
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    scale: int,
+    tile: int,
+    overlap: int,
+    device: torch.device | str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Upscale an image in overlapping tiles and yield of every tile the part that is far from its cuts.
+
+    Arguments and errors are those of :func:`tiled`.
+
+    Yields:
+        Rows and columns of the result, and what belongs there, (1, C, rows, columns), where the network left it.
+    """
+    height, width = image.shape[-2:]
+    if tile and not 0 <= overlap < tile:
+        raise ValueError(f"tile overlap {overlap} is not in [0, {tile}), the tile size")
+    rows = _spans(height, tile or height, overlap if tile else 0)
+    columns = _spans(width, tile or width, overlap if tile else 0)
+    for done, ((top, bottom, keep_top, keep_bottom), (left, right, keep_left, keep_right)) in enumerate(
+        product(rows, columns), start=1
+    ):
+        piece = image[..., top:bottom, left:right]
+        result = network(piece.to(device) if device is not None else piece)
+        yield (slice(scale * keep_top, scale * keep_bottom), slice(scale * keep_left, scale * keep_right),
+               result[..., scale * (keep_top - top):scale * (keep_bottom - top),
+                      scale * (keep_left - left):scale * (keep_right - left)])
+        if on_progress is not None:
+            on_progress(done, len(rows) * len(columns))
+
+
 def tiled(
     network: Callable[[Tensor], Tensor],
     image: Tensor,
@@ -52,25 +86,11 @@ def tiled(
     Raises:
         ValueError: ``overlap`` is negative or not less than ``tile``.
     """
-    height, width = image.shape[-2:]
-    if tile and not 0 <= overlap < tile:
-        raise ValueError(f"tile overlap {overlap} is not in [0, {tile}), the tile size")
-    rows = _spans(height, tile or height, overlap if tile else 0)
-    columns = _spans(width, tile or width, overlap if tile else 0)
     output: Tensor | None = None
-    done = 0
-    for top, bottom, keep_top, keep_bottom in rows:
-        for left, right, keep_left, keep_right in columns:
-            piece = image[..., top:bottom, left:right]
-            result = network(piece.to(device) if device is not None else piece)
-            result = result[..., scale * (keep_top - top):scale * (keep_bottom - top),
-                            scale * (keep_left - left):scale * (keep_right - left)]
-            if output is None:
-                shape = (*result.shape[:-2], scale * height, scale * width)
-                output = torch.empty(shape, dtype=result.dtype, device=image.device)
-            output[..., scale * keep_top:scale * keep_bottom, scale * keep_left:scale * keep_right] = result
-            done += 1
-            if on_progress is not None:
-                on_progress(done, len(rows) * len(columns))
+    for rows, columns, part in parts(network, image, scale, tile, overlap, device, on_progress):
+        if output is None:
+            shape = (*part.shape[:-2], scale * image.shape[-2], scale * image.shape[-1])
+            output = torch.empty(shape, dtype=part.dtype, device=image.device)
+        output[..., rows, columns] = part
     assert output is not None
     return output

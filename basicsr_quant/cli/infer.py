@@ -13,6 +13,7 @@ from basicsr_quant.cli.frozen import add_model_arguments, frozen_model
 from basicsr_quant.deploy.infer import images_in, restore_files
 from basicsr_quant.deploy.runtimes.base import AUTO, runtime
 from basicsr_quant.errors import UserError
+from basicsr_quant.io.images import MAX_PIXELS
 from basicsr_quant.registry import RUNTIMES
 
 
@@ -25,6 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--backend", choices=(AUTO, *RUNTIMES), default=AUTO, help="what executes the layers")
     parser.add_argument("--device", default=AUTO, help="cpu, cuda, cuda:1, ...; auto = a GPU if there is one")
     parser.add_argument("--tile", type=int, metavar="N", help="work in tiles of N x N LR pixels; 0 = whole images")
+    parser.add_argument("--max-pixels", type=int, default=MAX_PIXELS, metavar="N",
+                        help="refuse images with more pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="seed of random draws, in place of manual_seed")
     parser.set_defaults(func=run)
 
@@ -34,6 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name, value in (("--tile", arguments.tile), ("--seed", arguments.seed)):
         if value is not None and value < 0:
             raise UserError(f"{name} must not be negative, found {value}")
+    if arguments.max_pixels < 1:
+        raise UserError(f"--max-pixels must be positive, found {arguments.max_pixels}")
     if arguments.output.is_file():
         raise UserError(f"-o: '{arguments.output}' is a file; name a folder")
     images = images_in(arguments.input)
@@ -44,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     network = runtime(arguments.backend, device).attach(model.network)
     began = time.monotonic()
     with torch.inference_mode():
-        count = restore_files(model, network, images, arguments.output)
+        count = restore_files(model, network, images, arguments.output, arguments.max_pixels)
     sys.stdout.write(f"{count} images restored in {time.monotonic() - began:.1f} s: {arguments.output}\n")
 
 

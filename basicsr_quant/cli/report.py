@@ -23,6 +23,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--title", default="Super-resolution results", help="heading of the page")
     parser.add_argument("--images", type=int, default=IMAGES, metavar="N",
                         help=f"images of each data set at most (default: {IMAGES})")
+    parser.add_argument("--trainings", type=Path, nargs="+", default=[], metavar="FOLDER",
+                        help="also the curves of these trainings (experiments/NAME or tb_logger/NAME); those that made "
+                             "the runs' weights are found")
     parser.set_defaults(func=run)
 
 
@@ -35,5 +38,5 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.images < 1:
         raise UserError(f"--images must be at least 1, found {arguments.images}")
     runs = read_runs(arguments.results)
-    index = build_page(runs, arguments.output, arguments.title, arguments.images)
+    index = build_page(runs, arguments.output, arguments.title, arguments.images, arguments.trainings)
     sys.stdout.write(f"{len(runs)} runs: open {index} in a browser\n")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
+from basicsr_quant.data.cache import DEFAULT_CACHE_BYTES
 from basicsr_quant.data.paired import PairedImageDataset, Sample, collate
 from basicsr_quant.data.sampler import TrainSampler
 from basicsr_quant.errors import UserError
@@ -30,6 +31,9 @@ def build_dataset(
     options: DatasetOptions, scale: int, phase: str, seed: int, key: str | None = None, read_gt: bool = True,
 ) -> PairedImageDataset:
     """Open the data set that a block of the options describes.
+
+    Images to be restored are not kept in memory. A defective image of a test set raises its error when it is asked
+    for; one of the others raises it here.
 
     Args:
         options: The block.
@@ -56,7 +60,8 @@ def build_dataset(
         filename_tmpl=options.filename_tmpl, backend=options.io_backend.type, seed=seed,
         gt_size=options.gt_size if training else None, use_hflip=options.use_hflip, use_rot=options.use_rot,
         exclude_last=options.exclude_last, only_last=options.only_last,
-        crop_size=None if training else options.crop_size, read_gt=read_gt,
+        crop_size=None if training else options.crop_size, read_gt=read_gt, max_pixels=options.max_pixels,
+        lenient=phase == "test", cache_bytes=0 if phase in ("val", "test") else DEFAULT_CACHE_BYTES,
     )
     return dataset
 

@@ -20,7 +20,7 @@ from basicsr_quant.io.images import Image, encode_image
 META_FILE = "meta_info.txt"
 PNG_COMPRESSION = 1
 IMAGES_PER_COMMIT = 64
-_LINE = re.compile(r"(?P<file>.+) \((?P<height>\d+), ?(?P<width>\d+), ?(?P<channels>\d+)\) (?P<compression>\d+)")
+_LINE = re.compile(r"(?P<file>[^\0]+) \((?P<height>\d+), ?(?P<width>\d+), ?(?P<channels>\d+)\) (?P<compression>\d+)")
 
 
 def _import_lmdb() -> Any:

@@ -15,7 +15,7 @@ from basicsr_quant.data.pairing import Pair, check_sizes, pair_names, select
 from basicsr_quant.data.sampler import SampleIndex
 from basicsr_quant.data.stores import ImageStore, open_store
 from basicsr_quant.errors import UserError
-from basicsr_quant.io.images import Image, decode_image, to_tensor
+from basicsr_quant.io.images import MAX_PIXELS, Image, decode_image, to_tensor
 from basicsr_quant.randomness import generator
 
 Sample = dict[str, Any]
@@ -44,6 +44,9 @@ class PairedImageDataset(Dataset[Sample]):
         crop_size: Side of the central HR crop of whole images, a multiple of ``scale``; None = whole.
         read_gt: If false, HR images are checked but neither decoded nor returned.
         cache_bytes: Bytes of decoded images that are kept in memory.
+        max_pixels: Larger images are refused.
+        lenient: An unreadable image and one that does not fit its partner or has none raise their error when they are
+            asked for and not here, so that the others can be used.
 
     Raises:
         UserError: A folder is missing, images do not pair up, or a patch is larger than an image.
@@ -54,6 +57,7 @@ class PairedImageDataset(Dataset[Sample]):
         filename_tmpl: str = "{}", backend: str = "disk", seed: int = 0, gt_size: int | None = None,
         use_hflip: bool = True, use_rot: bool = True, exclude_last: int = 0, only_last: int = 0,
         crop_size: int | None = None, read_gt: bool = True, cache_bytes: int = DEFAULT_CACHE_BYTES,
+        max_pixels: int = MAX_PIXELS, lenient: bool = False,
     ) -> None:
         for option, size in (("gt_size", gt_size), ("crop_size", crop_size)):
             if size is not None and (size < scale or size % scale):
@@ -61,10 +65,15 @@ class PairedImageDataset(Dataset[Sample]):
         self.scale, self.key, self.seed, self.use_hflip, self.use_rot = scale, key, seed, use_hflip, use_rot
         self.patch_size = None if gt_size is None else gt_size // scale
         self.crop_size = None if crop_size is None else crop_size // scale
-        self._lq = open_store(dataroot_lq, backend, f"datasets:{key}:dataroot_lq")
-        gt = None if dataroot_gt is None else open_store(dataroot_gt, backend, f"datasets:{key}:dataroot_gt")
-        names = select(pair_names(gt, self._lq, filename_tmpl, key, backend == "lmdb"), exclude_last, only_last, key)
-        self.pairs: Sequence[Pair] = check_sizes(names, gt, self._lq, scale, key)
+        self._max_pixels = max_pixels
+        self._lq = open_store(dataroot_lq, backend, f"datasets:{key}:dataroot_lq", max_pixels)
+        gt = None if dataroot_gt is None else open_store(dataroot_gt, backend, f"datasets:{key}:dataroot_gt",
+                                                         max_pixels)
+        names, alone = pair_names(gt, self._lq, filename_tmpl, key, backend == "lmdb")
+        if alone and not (lenient and names):
+            raise UserError(alone[0].defect)
+        names = select(names, exclude_last, only_last, key)
+        self.pairs: Sequence[Pair] = [*check_sizes(names, gt, self._lq, scale, key, lenient), *alone]
         self._gt: ImageStore | None = gt if read_gt else None
         if self.patch_size is not None:
             self.check_patch(self.patch_size)
@@ -107,9 +116,11 @@ class PairedImageDataset(Dataset[Sample]):
         """Return a whole pair, uint8 RGB (h, w, 3) and (scale*h, scale*w, 3) or None.
 
         Raises:
-            UserError: A file is damaged or has changed its size since the start.
+            UserError: A file is damaged, has no partner, or has changed its size since the start.
         """
         pair = self.pairs[item]
+        if pair.defect is not None:
+            raise UserError(pair.defect)
         lq = self._image(self._lq, pair.lq)
         if lq.shape[:2] != pair.size:
             raise UserError(f"'{self._lq.path(pair.lq)}' decodes to {lq.shape[0]}x{lq.shape[1]}, not to "
@@ -121,7 +132,7 @@ class PairedImageDataset(Dataset[Sample]):
 
     def _image(self, store: ImageStore, name: str) -> Image:
         path = store.path(name)
-        return self._cache.get(path, lambda: decode_image(store.read(name), path))
+        return self._cache.get(path, lambda: decode_image(store.read(name), path, self._max_pixels))
 
     def __getitem__(self, index: int | SampleIndex) -> Sample:
         if isinstance(index, SampleIndex):

@@ -6,7 +6,9 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from basicsr_quant.engine.ema import Ema
 from basicsr_quant.errors import UserError
@@ -14,8 +16,7 @@ from basicsr_quant.io.atomic import save_torch
 from basicsr_quant.io.weights import file_digest, load_file
 from basicsr_quant.models.base import RestorationModel
 
-STATE_KEYS = {"format_version", "iteration", "stage_start", "optimizers", "scaler", "losses", "best", "networks",
-              "options"}
+Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Progress:
         optimizers: State of each optimizer.
         scaler: State of the gradient scaler.
         losses: Sums and count of the loss terms since the last log line.
+        skipped: Steps that were left out, as a loss or gradient was not finite.
         best: The best validation result.
     """
 
@@ -45,7 +47,39 @@ class Progress:
     optimizers: list[dict[str, Any]] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
     losses: dict[str, Any] = field(default_factory=dict)
+    skipped: int = 0
     best: Best = field(default_factory=Best)
+
+
+class _Optimizer(msgspec.Struct):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class _Losses(msgspec.Struct):
+    sums: dict[str, Any]
+    count: Count
+
+
+class _Best(msgspec.Struct):
+    metric: str
+    value: float
+    iteration: Count
+
+
+class _State(msgspec.Struct):
+    """What a state file must hold."""
+
+    format_version: Literal[1]
+    iteration: Count
+    stage_start: Count
+    optimizers: list[_Optimizer]
+    scaler: dict[str, Any]
+    losses: _Losses
+    best: _Best
+    networks: dict[str, str]
+    options: str
+    skipped: Count = 0
 
 
 class Checkpoints:
@@ -97,6 +131,9 @@ class Checkpoints:
         """
         for label, network in self.model.trained.items():
             path = self.network_file(label, iteration)
+            if not path.is_file():
+                raise UserError(f"'{path}' does not exist: the interrupted run trained no network '{label}'; resume "
+                                "with its options, or start under another name")
             content = load_file(path)
             self.model.import_state(label, network, content["params"], path)
             if ema is not None and ema.label == label:
@@ -108,7 +145,8 @@ class Checkpoints:
 def progress_of(state: dict[str, Any]) -> Progress:
     """Return the counters and optimizer states of a training state."""
     names = ("iteration", "stage_start", "optimizers", "scaler", "losses")
-    return Progress(**{name: state[name] for name in names}, best=Best(**state["best"]))
+    best, skipped = Best(**state["best"]), state.get("skipped", 0)
+    return Progress(**{name: state[name] for name in names}, best=best, skipped=skipped)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -117,9 +155,11 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: Damaged, or its networks are missing or not the ones that were saved with it.
     """
-    state = load_file(path)
-    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
-        raise UserError(f"'{path}' is no training state of this framework")
+    state: dict[str, Any] = load_file(path)
+    try:
+        msgspec.convert(state, _State)
+    except msgspec.ValidationError as error:
+        raise UserError(f"'{path}' is no training state of this framework ({error}); choose another one") from error
     for name, digest in state["networks"].items():
         file = path.parent.parent / "models" / Path(name).name
         if not file.is_file():

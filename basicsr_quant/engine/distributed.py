@@ -15,7 +15,8 @@ import torch.distributed as dist
 from basicsr_quant.errors import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)
-LOST = ("closed by peer", "Connection reset", "Broken pipe", "connection was aborted")
+LOST = ("closed by peer", "Connection reset", "Connection refused", "Broken pipe", "connection was aborted",
+        "pair closure")
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,19 @@ def processes(launcher: str, num_gpu: int | str, gpu: int | None, backend: str, 
     device = choose_device(num_gpu, None, local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else "gloo",
-                            rank=rank, world_size=world_size, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(f"cpu:gloo,cuda:{backend}" if device.type == "cuda" else "gloo",
+                                rank=rank, world_size=world_size, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(f"the processes of this run cannot meet at {place} ({str(error).splitlines()[0]}); choose a "
+                        "free port (torchrun --rdzv-endpoint localhost:0, or dist_params:port)") from error
     try:
         yield Process(rank, world_size, device)
     except RuntimeError as error:
         if any(sign in str(error) for sign in LOST):
-            raise UserError("another process of this run ended; its message says why") from error
+            raise UserError("another process of this run ended: its message says why, or it was killed (for memory, "
+                            "say); go on from the last checkpoint with --auto_resume") from error
         raise
     finally:
         dist.destroy_process_group()

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
-from basicsr_quant.data.paired import PairedImageDataset
+from basicsr_quant.data.paired import PairedImageDataset, Sample
 from basicsr_quant.engine.distributed import Process
-from basicsr_quant.errors import UserError
+from basicsr_quant.errors import UserError, WriteError
 from basicsr_quant.io.atomic import write_text
-from basicsr_quant.io.images import to_image, write_image
+from basicsr_quant.io.images import Image, to_image, write_image
 from basicsr_quant.io.progress import track
 from basicsr_quant.metrics.perceptual import prepare
 from basicsr_quant.models.base import RestorationModel
+from basicsr_quant.models.restoring import restore_file
 from basicsr_quant.options.component import MetricOptions
 from basicsr_quant.options.types import ValOptions
 from basicsr_quant.registry import METRICS
@@ -35,13 +35,17 @@ class Results:
 
     Attributes:
         rows: Image name -> metric -> value, sorted by name; empty without ground truth.
-        images: Number of restored images.
+        images: Number of images.
         seconds: Wall-clock time of restoring, measuring and writing.
+        name: Of the data set.
+        failures: One line for each image that could not be read or restored.
     """
 
     rows: dict[str, dict[str, float]]
     images: int
     seconds: float
+    name: str = ""
+    failures: tuple[str, ...] = ()
 
     @property
     def mean(self) -> dict[str, float]:
@@ -49,22 +53,39 @@ class Results:
         names = next(iter(self.rows.values()), {})
         return {name: float(np.mean([row[name] for row in self.rows.values()], dtype=np.float64)) for name in names}
 
+    def check(self) -> None:
+        """Make sure that all images were restored.
+
+        Raises:
+            UserError: Some failed; the message says how many and why the first did.
+        """
+        if self.failures:
+            raise UserError(f"{len(self.failures)} of {self.images} images of '{self.name}' failed; first: "
+                            f"{self.failures[0]}")
+
     def write_csv(self, path: Path) -> None:
-        """Write one line per image and the average."""
+        """Write one line per image and, if none failed, the average; a name that is no UTF-8 is escaped."""
         names = list(self.mean)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", *names])
-        for image, row in [*self.rows.items(), ("AVERAGE", self.mean)]:
-            writer.writerow([image, *(f"{row[name]:.6f}" for name in names)])
+        for image, row in [*self.rows.items(), *([] if self.failures else [("AVERAGE", self.mean)])]:
+            writer.writerow([image.encode(errors="backslashreplace").decode(), *(f"{row[name]:.6f}" for name in names)])
         write_text(path, text.getvalue())
 
 
-def measure(restored: torch.Tensor, target: torch.Tensor, metrics: dict[str, MetricOptions]) -> dict[str, float]:
-    """Return every metric of one image; tensors are (3, H, W) in [0, 1] and are rounded to 8 bits first."""
-    image, reference = to_image(restored), to_image(target)
-    return {name: float(METRICS.get(metric.type)(image, reference, **metric.arguments))
-            for name, metric in metrics.items()}
+def measure(restored: Image, sample: Sample, metrics: dict[str, MetricOptions]) -> dict[str, float]:
+    """Return every metric of one image (H, W, 3); the target, ``gt`` (3, H, W) in [0, 1], is rounded to 8 bits first.
+
+    Raises:
+        UserError: The image cannot be measured; it is too small, say.
+    """
+    restored, reference = np.ascontiguousarray(restored), to_image(sample["gt"])
+    try:
+        return {name: float(METRICS.get(metric.type)(restored, reference, **metric.arguments))
+                for name, metric in metrics.items()}
+    except UserError as error:
+        raise UserError(f"'{sample['gt_path']}': {error}") from error
 
 
 def prepare_metrics(options: ValOptions) -> None:
@@ -90,8 +111,11 @@ def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Proc
         image_folder: Where to write the restored images, or None.
         suffix: Appended to the file names of the images.
 
+    Returns:
+        Measurements, and the failures of images that could not be read or restored; all others are processed.
+
     Raises:
-        UserError: Some images could not be read or restored; the others were processed before.
+        WriteError: An image could not be written.
     """
     options = model.options.val
     assert options is not None
@@ -104,28 +128,20 @@ def evaluate(model: RestorationModel, dataset: PairedImageDataset, process: Proc
         for index in track(shard, f"restoring {name}") if process.is_main and options.pbar else shard:
             try:
                 sample = dataset[index]
-                restored = model.restore(sample["lq"][None], restoring, (index,))[0]
-                if not torch.isfinite(restored).all():
-                    raise UserError(f"'{sample['lq_path']}': {_cause(restoring)}")
+                restored = restore_file(model, sample["lq"][None], restoring, index, sample["lq_path"])
+                if "gt" not in sample:
+                    del sample["lq"]  # a large one is not kept while its result is encoded
                 if image_folder is not None:
                     stem = sample["name"] + (f"_{suffix}" if suffix else "")
-                    write_image(image_folder / f"{stem}.png", to_image(restored))
+                    write_image(image_folder / f"{stem}.png", restored)
                 if "gt" in sample:
-                    rows[sample["name"]] = (measure(restored, sample["gt"], options.metrics)
+                    rows[sample["name"]] = (measure(restored, sample, options.metrics)
                                             | model.own_measures(sample, index, restoring))
+            except WriteError:
+                raise
             except UserError as error:
                 logger.warning("%s", error)
                 failures.append(str(error))
     merged = {image: row for part in process.gather(rows) for image, row in part.items()}
     failures = [failure for part in process.gather(failures) for failure in part]
-    if failures:
-        raise UserError(f"{len(failures)} of {len(dataset)} images of '{name}' failed; first: {failures[0]}")
-    return Results(dict(sorted(merged.items())), len(dataset), time.monotonic() - began)
-
-
-def _cause(network: nn.Module) -> str:
-    """Say why an output is not finite."""
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the network's weight '{name}' holds NaN or infinite values; choose an earlier checkpoint"
-    return "the network's output holds NaN or infinite values; its activations overflow"
+    return Results(dict(sorted(merged.items())), len(dataset), time.monotonic() - began, name, tuple(failures))

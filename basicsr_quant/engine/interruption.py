@@ -13,16 +13,17 @@ logger = logging.getLogger("basicsr_quant")
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM came; the iteration was finished and saved.
+    """SIGINT or SIGTERM came; what was begun was finished and saved.
 
     Args:
         received: Signal numbers that came to this process; none if another process got one.
+        advice: What was saved and how to go on.
     """
 
-    def __init__(self, received: Sequence[int]) -> None:
+    def __init__(self, received: Sequence[int], advice: str = "the state was saved, go on with --auto_resume") -> None:
         number = received[0] if received else signal.SIGTERM
         super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+        self.exit_code, self.advice = 128 + number, advice
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from basicsr_quant.engine.checkpoint import Progress
 from basicsr_quant.engine.distributed import Process
 from basicsr_quant.engine.ema import Ema
 from basicsr_quant.engine.interruption import Interrupted, signals
+from basicsr_quant.engine.nonfinite import GRADIENT, describe
 from basicsr_quant.engine.schedules import learning_rate
-from basicsr_quant.errors import UserError
+from basicsr_quant.errors import UserError, WriteError
 from basicsr_quant.models.base import Batch, LearningRateSchedule, Stage
 from basicsr_quant.options.types import TrainOptions
 
@@ -81,8 +82,8 @@ class Loop:
 
         Raises:
             Interrupted: A signal came; the state was saved.
-            UserError: A loss or gradient became NaN or infinite (``train:on_nan: stop``); or an image could not be read
-                or validation failed, then the state was saved.
+            UserError: A loss or gradient became NaN or infinite (``train:on_nan: stop``), or a weight is; or an image
+                could not be read or validation failed, then the state was saved.
         """
         options, hooks = self.options, self.hooks
         step = self._distributed(self.stage.step)
@@ -90,17 +91,22 @@ class Loop:
         with signals() as received:
             for iteration in range(self.progress.iteration + 1, self.last + 1):
                 self._begin(iteration)
-                terms = []
+                terms, seen = [], []
                 for micro in range(options.accumulation):
-                    batch = self._fetch(stream)
+                    seen.append(self._fetch(stream))
                     with self._synchronized(step, micro == options.accumulation - 1):
                         with self._autocast():
-                            terms.append(step(batch))
+                            terms.append(step(seen[-1]))
                         total = sum(terms[-1].values()) / options.accumulation
                         self.scaler.scale(total).backward()
-                if self._finite(terms, iteration):
+                finite = self._finite(terms, seen, iteration)
+                if finite:
                     self._step()
                     self.losses.add(terms)
+                if self.stage.after_iteration is not None:
+                    self.stage.after_iteration()
+                if finite and self.ema is not None:
+                    self.ema.update()
                 for optimizer in self.stage.optimizers:
                     optimizer.zero_grad(set_to_none=True)
                 self.progress.iteration = iteration
@@ -113,6 +119,8 @@ class Loop:
                     self._save()
                 if stop:
                     raise Interrupted(received)
+        if self.progress.skipped:
+            logger.warning("steps left out so far, as a loss or gradient was not finite: %d", self.progress.skipped)
 
     def _fetch(self, stream: Iterator[Batch]) -> Batch:
         """Return the next batch; if any process has none, all save what is finished and stop."""
@@ -127,22 +135,32 @@ class Loop:
             raise failure or UserError("another process could not read its images; its message says why")
         return batch
 
-    def _finite(self, terms: list[dict[str, torch.Tensor]], iteration: int) -> bool:
+    def _finite(self, terms: list[dict[str, torch.Tensor]], batches: list[Batch], iteration: int) -> bool:
         """Check losses and, unless the scaler does, gradients, with one host synchronization."""
         named = [(f"loss '{name}'", value.detach()) for micro in terms for name, value in micro.items()]
-        if not self.scaler.is_enabled():
+        if not self.scaler.is_enabled() or self.scaler.get_scale() <= 1:  # above 1 an overflow is the scale's
             trained = [parameter for optimizer in self.stage.optimizers for parameter in _parameters(optimizer)]
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
-            named.append(("the gradient", nn.utils.get_total_norm(gradients)))
+            named.append((GRADIENT, nn.utils.get_total_norm(gradients)))
         flags = torch.stack([value.double() for _, value in named]).isfinite().tolist()
         bad = [name for (name, _), fine in zip(named, flags, strict=True) if not fine]
-        if not self.process.any(bool(bad)):
-            return True
-        place = f"iteration {iteration}: {bad[0] if bad else 'a loss of another process'} is NaN or infinite"
-        if self.options.on_nan == "stop":
+        if self.process.any(bool(bad)):
+            self._leave_out(bad, batches, iteration)
+            return False
+        return True
+
+    def _leave_out(self, bad: list[str], batches: list[Batch], iteration: int) -> None:
+        """Say what is not finite, on any process, and stop, unless the options let such a step be left out."""
+        stops = self.options.on_nan == "stop"
+        look = stops and not self.options.compile
+        text, broken = describe(bad, self.stage.step, batches if look else (), self._autocast, self.process)
+        place = f"iteration {iteration}: {text}"
+        if broken:
+            raise UserError(f"{place}; go on from an earlier checkpoint with a lower learning rate")
+        if stops:
             raise UserError(f"{place}; lower the learning rate, or set train:on_nan=skip to leave such steps out")
-        logger.warning("%s; the step is left out", place)
-        return False
+        self.progress.skipped += 1
+        logger.warning("%s; the step is left out (%d so far)", place, self.progress.skipped)
 
     def _step(self) -> None:
         for optimizer in self.stage.optimizers:
@@ -153,8 +171,6 @@ class Loop:
         self.scaler.update()
         if self.stage.after_step is not None:
             self.stage.after_step()
-        if self.ema is not None:
-            self.ema.update()
 
     def _begin(self, iteration: int) -> None:
         """Tell the stage how far it is, and set the learning rates."""
@@ -184,8 +200,11 @@ class Loop:
         return contextlib.nullcontext()
 
     def _validate(self, iteration: int) -> None:
+        """Validate; save first if that fails, unless nothing can be written: then the iteration is run again."""
         try:
             self.hooks.validate(iteration)
+        except WriteError:
+            raise
         except UserError:
             self._save()
             raise
@@ -206,7 +225,11 @@ class Loop:
         Raises:
             UserError: The optimizer is another one.
         """
-        for optimizer, state in zip(self.stage.optimizers, self.progress.optimizers, strict=True):
+        optimizers, states = self.stage.optimizers, self.progress.optimizers
+        if len(states) != len(optimizers):
+            raise UserError(f"the saved state is of {len(states)} optimizers, this training has {len(optimizers)}; "
+                            "resume with the options of the interrupted run")
+        for optimizer, state in zip(optimizers, states, strict=True):
             settings = [{key: value for key, value in group.items() if key != "params"}
                         for group in optimizer.param_groups]
             try:
@@ -214,12 +237,13 @@ class Loop:
                        for own, saved in zip(settings, state["param_groups"], strict=True)):
                     raise ValueError("it has other settings")
                 optimizer.load_state_dict(state)
-            except ValueError as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"the saved optimizer state does not fit ({error}); resume with the optimizer and the "
                                 "trained parameters of the interrupted run") from error
             for group, own in zip(optimizer.param_groups, settings, strict=True):
                 group.update(own)
-        self.scaler.load_state_dict(self.progress.scaler)
+        if self.progress.scaler:  # empty if the interrupted run had another precision
+            self.scaler.load_state_dict(self.progress.scaler)
         self.losses.restore(self.progress.losses, self.process.device)
 
 

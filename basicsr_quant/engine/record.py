@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: the log, TensorBoard, Weights & Biases."""
+"""Where the numbers of a run go beside the log: TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from basicsr_quant.engine.events import EventFile
 from basicsr_quant.options.types import Options
 
 logger = logging.getLogger("basicsr_quant")
@@ -16,11 +17,14 @@ logger = logging.getLogger("basicsr_quant")
 class Recorder:
     """Write scalars to TensorBoard and, if asked for and possible, to Weights & Biases.
 
-    Neither ever stops a run: what is missing costs one warning.
+    A package that is missing and a service that fails cost one warning. A disk that is full stops the run.
+
+    Raises:
+        WriteError: The TensorBoard log cannot be begun.
     """
 
     def __init__(self, options: Options, is_main: bool) -> None:
-        self._tensorboard: Any = None
+        self._tensorboard: EventFile | None = None
         self._wandb: Any = None
         if not is_main:
             return
@@ -31,10 +35,8 @@ class Recorder:
 
     def _open_tensorboard(self, folder: Path) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder))
-        except (ImportError, OSError) as error:
+            self._tensorboard = EventFile(folder)
+        except ImportError as error:
             logger.warning("no TensorBoard log: %s", error)
 
     def _open_wandb(self, options: Options) -> None:
@@ -51,25 +53,25 @@ class Recorder:
             logger.warning("logger:wandb is set but does not work (%s); the run goes on without it", error)
 
     def scalars(self, values: Mapping[str, float], iteration: int) -> None:
-        """Record named numbers of one iteration."""
-        self._write(lambda writer: [writer.add_scalar(name, value, iteration) for name, value in values.items()],
-                    lambda run: run.log(dict(values), step=iteration))
+        """Record named numbers of one iteration.
+
+        Raises:
+            WriteError: The TensorBoard log cannot be written.
+        """
+        if self._tensorboard is not None:
+            self._tensorboard.scalars(values, iteration)
+        self._to_wandb(lambda run: run.log(dict(values), step=iteration))
 
     def close(self) -> None:
-        """Flush and close."""
-        self._write(lambda writer: writer.close(), lambda run: run.finish())
+        """Close what is open."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        self._to_wandb(lambda run: run.finish())
 
-    def _write(self, to_tensorboard: Callable[[Any], Any], to_wandb: Callable[[Any], Any]) -> None:
-        """Write to what is open; what fails is given up, with one warning."""
-        try:
-            if self._tensorboard is not None:
-                to_tensorboard(self._tensorboard)
-        except Exception as error:  # a tracker's trouble must not end a training
-            logger.warning("the TensorBoard log ends here: %s", error)
-            self._tensorboard = None
+    def _to_wandb(self, write: Callable[[Any], Any]) -> None:
         try:
             if self._wandb is not None:
-                to_wandb(self._wandb)
-        except Exception as error:  # likewise
+                write(self._wandb)
+        except Exception as error:  # a tracker's trouble must not end a training
             logger.warning("the log to Weights & Biases ends here: %s", error)
             self._wandb = None

@@ -19,6 +19,6 @@ def seed_everything(seed: int) -> None:
 def make_deterministic(deterministic: bool) -> None:
     """Choose repeatable algorithms (slower on a GPU), or the fastest."""
     torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from basicsr_quant.data.build import missing_folders
 from basicsr_quant.engine import experiment
 from basicsr_quant.engine.datasets import open_datasets
 from basicsr_quant.engine.distributed import processes
@@ -16,7 +17,7 @@ from basicsr_quant.errors import UserError
 from basicsr_quant.io.atomic import write_text
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.load import effective_yaml
-from basicsr_quant.options.types import Options
+from basicsr_quant.options.types import Options, datasets_of_phase
 from basicsr_quant.registry import MODELS
 
 logger = logging.getLogger("basicsr_quant")
@@ -38,7 +39,8 @@ def test(options: Options, execute: Execute, launcher: str = "none") -> dict[str
         Name of the data set -> results.
 
     Raises:
-        UserError: Anything a user can mend.
+        UserError: Anything a user can mend. When images failed, all others of all sets were processed before; the
+            means of their sets are left out.
     """
     if options.val is None:
         raise UserError("val: the option file has no 'val' block, so there is nothing to measure")
@@ -53,7 +55,10 @@ def test(options: Options, execute: Execute, launcher: str = "none") -> dict[str
         seed_everything(options.manual_seed)
         datasets = open_datasets(options, "test")
         if not datasets:
-            raise UserError("datasets: no test set is there; name one as datasets:test_1, or correct its folders")
+            absent = [folder for _, data in datasets_of_phase(options, "test") for folder in missing_folders(data)]
+            first = f" ('{absent[0]}' does not exist)" if absent else ""
+            raise UserError(f"datasets: no test set is there{first}; name one as datasets:test_1, or correct its "
+                            "folders")
         model: RestorationModel = MODELS.build(options.model_type, options, process.device)
         model.load_pretrained(training=False)
         model.prepare_testing()
@@ -72,13 +77,18 @@ def test(options: Options, execute: Execute, launcher: str = "none") -> dict[str
                 _report(name, results, folder)
         if process.is_main:
             summary = {name: {"mean": results.mean, "images": results.images, "seconds": results.seconds}
-                       for name, results in everything.items()}
+                       for name, results in everything.items() if not results.failures}
             write_text(folder / "metrics.json", json.dumps(summary, indent=1))
+        for results in everything.values():
+            results.check()
         return everything
 
 
 def _report(name: str, results: Results, folder: Path) -> None:
     mean = ", ".join(f"{metric} {value:.4f}" for metric, value in results.mean.items())
-    logger.info("%s: %s (%.1f s)", name, mean or "no ground truth, images only", results.seconds)
+    if results.failures:
+        logger.warning("%s: %d of %d images failed, no mean", name, len(results.failures), results.images)
+    else:
+        logger.info("%s: %s (%.1f s)", name, mean or "no ground truth, images only", results.seconds)
     if results.rows:
         results.write_csv(folder / f"{name}.csv")

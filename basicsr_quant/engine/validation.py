@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ class Validator:
         network.eval()
         for position, (name, dataset) in enumerate(self.datasets.items()):
             folder = self._images(name) if options.save_img else None
-            mean = evaluate(self.model, dataset, self.process, name, network, folder, str(iteration)).mean
+            results = evaluate(self.model, dataset, self.process, name, network, folder, str(iteration))
+            results.check()
+            mean = results.mean
             logger.info("validation %s, iteration %d: %s", name, iteration,
                         ", ".join(f"{metric} {value:.4f}" for metric, value in mean.items()))
             self.recorder.scalars({f"metrics/{name}/{metric}": value for metric, value in mean.items()}, iteration)
@@ -59,8 +62,8 @@ class Validator:
         name = next(iter(mean))
         sign = 1 if metrics[name].better == "higher" else -1
         best = self.progress.best
-        if best.iteration and sign * mean[name] <= sign * best.value:
+        if math.isnan(mean[name]) or (best.iteration and sign * mean[name] <= sign * best.value):
             return
-        self.progress.best = Best(name, mean[name], iteration)
         if self.process.is_main:
             self.checkpoints.save_networks("best", self.ema, iteration)
+        self.progress.best = Best(name, mean[name], iteration)

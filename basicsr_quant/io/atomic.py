@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from basicsr_quant.errors import UserError
+from basicsr_quant.errors import WriteError
 
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path``: temporary file in the same folder, fsync, rename.
 
     Raises:
-        UserError: The operating system refused (no space, file-size limit, read-only folder). ``path`` keeps its
+        WriteError: The operating system refused (no space, file-size limit, read-only folder). ``path`` keeps its
             former content.
     """
     path = Path(path)
@@ -35,8 +35,8 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}; free space or choose another folder, "
-                        "what was there before is intact") from error
+        raise WriteError.of(f"'{path}'", error, "free space or choose another folder, what was there before is "
+                            "intact") from error
     _flush_folder(path.parent)
 
 
@@ -50,9 +50,9 @@ def _flush_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def remove_leftovers(folder: str | Path) -> None:
-    """Delete the temporary files that a process left in ``folder`` when it was killed while writing."""
-    for path in Path(folder).glob(".*.????????.tmp"):
+def remove_leftovers(folder: str | Path, name: str = "*") -> None:
+    """Delete the temporary files that a process left in ``folder`` when it was killed while writing ``name``."""
+    for path in Path(folder).glob(f".{name}.????????.tmp"):
         path.unlink(missing_ok=True)
 
 

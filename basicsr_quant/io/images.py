@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
-from basicsr_quant.errors import UserError
+from basicsr_quant.errors import UserError, is_out_of_memory
 from basicsr_quant.io.atomic import write_bytes
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
+FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 2**27
 ORIENTATION_TAG = 0x0112
 
@@ -31,19 +35,48 @@ _UPRIGHT = {
 }
 
 
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Set Pillow's limit of pixels, which warns first and does not tell the size, aside for the one of this module."""
+    former, PillowImage.MAX_IMAGE_PIXELS = PillowImage.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        PillowImage.MAX_IMAGE_PIXELS = former
+
+
 def _open(file: io.BytesIO | Path, source: str | Path, max_pixels: int) -> PillowImage.Image:
     """Read the header only; refuse what is no image or has too many pixels."""
     try:
-        image = PillowImage.open(file)
-    except PillowImage.DecompressionBombError as error:
-        raise UserError(f"'{source}' has more pixels than the limit of {max_pixels}; cut it into parts") from error
+        with _own_limit():
+            image = PillowImage.open(file, formats=FORMATS)
     except Exception as error:
-        raise UserError(f"'{source}' is corrupt or no image; restore it from a copy or remove it") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(source, error) from error
+        raise UserError(f"'{source}' is corrupt or no image ({', '.join(FORMATS)}); restore it from a copy or remove "
+                        "it") from error
     if image.width * image.height > max_pixels:
         size = f"{image.height}x{image.width}"
         image.close()
-        raise UserError(f"'{source}' has {size} pixels, more than the limit of {max_pixels}; cut it into parts")
+        raise UserError(f"'{source}' has {size} pixels (height x width), more than the limit of {max_pixels}; cut it "
+                        "into parts, or raise max_pixels of its data set (infer: --max-pixels)")
     return image
+
+
+def _unreadable(path: str | Path, error: OSError) -> UserError:
+    return UserError(f"cannot read image '{path}': {error.strerror or error}; check the path")
+
+
+def _check_file(path: str | Path) -> None:
+    """Refuse what cannot be read as a file, such as a pipe, which would never end."""
+    path = Path(path)
+    if path.is_file():
+        return
+    if path.is_symlink():
+        raise UserError(f"image '{path}' is a link that leads to no file; correct or remove it")
+    if path.exists():
+        raise UserError(f"image '{path}' is no regular file; remove it")
+    raise UserError(f"image '{path}' does not exist; check the path")
 
 
 def decode_image(content: bytes, source: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
@@ -62,15 +95,19 @@ def decode_image(content: bytes, source: str | Path, max_pixels: int = MAX_PIXEL
     Raises:
         UserError: No image, truncated, damaged, too large, or neither 8 nor 16 bits deep.
     """
+    if not content:
+        raise UserError(f"'{source}' is empty; restore it from a copy or remove it")
     image = _open(io.BytesIO(content), source, max_pixels)
     try:
         if image.format == "PNG":
             image.verify()
-            image = PillowImage.open(io.BytesIO(content))
+            image = _open(io.BytesIO(content), source, max_pixels)
         deep = ";16" in f"{image.mode} {getattr(image, 'tile', '')}"
         image.load()
         if deep:
             return _decode_sixteen_bits(content)
+        if image.format == "PPM" and image.mode == "I":
+            return np.repeat(_from_sixteen_bits(np.asarray(image))[:, :, None], 3, axis=2)
         if image.mode in ("I", "F"):
             raise UserError(f"'{source}' has 32 bits per value; convert it to 8 or 16 bits")
         orientation = image.getexif().get(ORIENTATION_TAG, 1)
@@ -80,6 +117,9 @@ def decode_image(content: bytes, source: str | Path, max_pixels: int = MAX_PIXEL
     except UserError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"'{source}' ({image.height}x{image.width}) does not fit into memory; cut it into parts") \
+                from error
         raise UserError(f"'{source}' is truncated or damaged; restore it from a copy or remove it") from error
     finally:
         image.close()
@@ -91,8 +131,12 @@ def _decode_sixteen_bits(content: bytes) -> Image:
         raise ValueError("OpenCV cannot decode it")
     rgb = np.asarray(decoded)[:, :, ::-1]
     if rgb.dtype == np.uint16:
-        rgb = (rgb.astype(np.uint32) + 128) // 257
+        rgb = _from_sixteen_bits(rgb)
     return np.ascontiguousarray(rgb.astype(np.uint8))
+
+
+def _from_sixteen_bits(values: NDArray[Any]) -> Image:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
@@ -101,6 +145,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image:
     Raises:
         UserError: The file is missing or unreadable, or see :func:`decode_image`.
     """
+    image_size(path, max_pixels)
     return decode_image(read_content(path), path, max_pixels)
 
 
@@ -110,10 +155,11 @@ def read_content(path: str | Path) -> bytes:
     Raises:
         UserError: The file is missing or unreadable.
     """
+    _check_file(path)
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read image '{path}': {error.strerror or error}; check the path") from error
+        raise _unreadable(path, error) from error
 
 
 def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -122,8 +168,9 @@ def image_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int
     Raises:
         UserError: The file is missing, no image, or too large.
     """
-    if not Path(path).is_file():
-        raise UserError(f"image '{path}' does not exist; check the path")
+    _check_file(path)
+    if not Path(path).stat().st_size:
+        raise UserError(f"'{path}' is empty; restore it from a copy or remove it")
     with _open(Path(path), path, max_pixels) as image:
         width, height = image.size
         try:
@@ -145,13 +192,17 @@ def encode_image(image: Image, suffix: str = ".png", compression: int | None = N
         UserError: The format cannot be written.
         ValueError: ``image`` is no 8-bit image.
     """
+    return _encoded(image, suffix, compression).tobytes()
+
+
+def _encoded(image: Image, suffix: str, compression: int | None = None) -> Image:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
         raise ValueError(f"an image is uint8 (H, W, 3) or (H, W), not {image.dtype} {image.shape}")
     if suffix.lower() not in IMAGE_SUFFIXES:
         raise UserError(f"images cannot be written as '{suffix}'; choose one of {', '.join(sorted(IMAGE_SUFFIXES))}")
     parameters = [] if compression is None else [cv2.IMWRITE_PNG_COMPRESSION, compression]
     _, content = cv2.imencode(suffix.lower(), rgb_to_bgr(image) if image.ndim == 3 else image, parameters)
-    return content.tobytes()
+    return np.asarray(content)
 
 
 def write_image(path: str | Path, image: Image) -> None:
@@ -160,17 +211,19 @@ def write_image(path: str | Path, image: Image) -> None:
     Raises:
         UserError: The format is unknown or the file cannot be written.
     """
-    write_bytes(path, encode_image(image, Path(path).suffix))
+    write_bytes(path, _encoded(image, Path(path).suffix).data)
 
 
 def rgb_to_bgr(image: Image) -> Image:
-    """Return a contiguous copy of (H, W, 3) with the channels in reverse order; it is its own inverse."""
+    """Return a contiguous (H, W, 3) with the channels in reverse order, a copy if need be; it is its own inverse."""
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def to_tensor(image: Image) -> torch.Tensor:
     """Turn uint8 RGB (H, W, 3) into a float32 tensor (3, H, W) in [0, 1], each value divided by 255."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)).astype(np.float32) / np.float32(255))
+    values = image.transpose(2, 0, 1).astype(np.float32, order="C")
+    values /= np.float32(255)
+    return torch.from_numpy(values)
 
 
 def to_image(tensor: torch.Tensor) -> Image:
@@ -188,5 +241,5 @@ def to_image(tensor: torch.Tensor) -> Image:
     values = values if values.dtype == torch.float64 else values.float()
     if torch.isnan(values).any():
         raise UserError("a computed image holds NaN; check the weights and the precision (fp16 overflows first)")
-    scaled = (values.clamp(0, 1) * 255).round().to(torch.uint8)
+    scaled = values.clamp(0, 1).mul_(255).round_().to(torch.uint8)
     return np.ascontiguousarray(scaled.permute(1, 2, 0).cpu().numpy())

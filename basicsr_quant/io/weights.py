@@ -17,23 +17,64 @@ from torch import nn
 from basicsr_quant.errors import UserError
 
 SAFETENSORS_HEADER_LIMIT = 16 * 2**20
+ARCHIVE_BEGINNING = b"PK\x03\x04"
+"""By which torch knows an archive."""
+FOLDER_MARK = 0x10
+"""Of a record that torch takes for a folder: it reads nothing and leaves the tensor as the memory was."""
 
 
 def file_digest(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    """Return the SHA-256 of a file's bytes in hexadecimal.
+
+    Raises:
+        UserError: The operating system refused to read it.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read '{path}': {error.strerror or error}; restore it from a copy") from error
+
+
+def _is_archive(path: Path) -> bool:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return file.read(len(ARCHIVE_BEGINNING)) == ARCHIVE_BEGINNING or zipfile.is_zipfile(path)
 
 
 def _check_archive(path: Path) -> None:
     """Verify the checksum of every record; torch itself reads damaged records without a word."""
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
-                raise UserError(f"'{path}' holds compressed records, which no torch checkpoint does; not read")
-        damaged = archive.testzip()
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(
+                entry.file_size for entry in entries) > path.stat().st_size:
+            raise UserError(f"'{path}' holds compressed or overlapping records, which no torch checkpoint does; not "
+                            "read")
+        folders = (entry.filename for entry in entries if entry.external_attr & FOLDER_MARK)
+        damaged = archive.testzip() or next(folders, None)
     if damaged is not None:
-        raise UserError(f"'{path}' is damaged: record '{damaged}' fails its checksum; restore it from a copy")
+        raise UserError(f"'{path}' is damaged: record '{damaged}' fails its checksum or is marked as a folder; restore "
+                        "it from a copy")
+
+
+def _check_tensors(path: Path, content: Any) -> None:
+    """Refuse tensors without values of their own, and those that would take more memory than the file has bytes."""
+    waiting, seen = [content], set[int]()
+    while waiting:
+        item = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, Mapping):
+            waiting += item.values()
+        elif isinstance(item, (list, tuple, set)):
+            waiting += item
+        elif isinstance(item, torch.Tensor):
+            if item.layout != torch.strided or item.device.type != "cpu" or item.is_quantized:
+                raise UserError(f"'{path}' holds a tensor that is not dense (sparse, quantized or without values); "
+                                "save the state dict with dense tensors")
+            if item.numel() * item.element_size() > path.stat().st_size:
+                raise UserError(f"'{path}' declares a tensor of shape {tuple(item.shape)}, which takes more memory "
+                                "than the file has bytes; not read")
 
 
 def load_file(path: str | Path) -> Any:
@@ -50,10 +91,12 @@ def load_file(path: str | Path) -> Any:
     if path.suffix == ".safetensors":
         return _load_safetensors(path)
     try:
-        if zipfile.is_zipfile(path):
+        if _is_archive(path):
             _check_archive(path)
         with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_tensors(path, content)
+        return content
     except UserError:
         raise
     except pickle.UnpicklingError as error:
@@ -70,14 +113,14 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file as load_safetensors
 
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if header > min(SAFETENSORS_HEADER_LIMIT, path.stat().st_size):
-        raise UserError(f"'{path}' declares a header of {header} bytes; it is truncated, damaged or hostile, and was "
-                        "not read; restore it from a copy")
     try:
+        with open(path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > min(SAFETENSORS_HEADER_LIMIT, path.stat().st_size):
+            raise UserError(f"'{path}' declares a header of {header} bytes; it is truncated, damaged or hostile, and "
+                            "was not read; restore it from a copy")
         return load_safetensors(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"'{path}' is truncated, damaged or no safetensors file; restore it from a copy") from error
 
 
@@ -106,7 +149,7 @@ def load_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch
         raise UserError(f"'{path}' holds no state dict (a map of names to tensors); choose another file")
     state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
             raise UserError(f"'{path}': tensor '{name}' holds NaN or infinite values; restore the file from a copy")
     return state
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 import io
+import os
 import re
 import tempfile
 import warnings
@@ -33,6 +34,8 @@ _INSTALL = {
 }
 _LPIPS_BACKBONES = {"alex": weight_files.ALEXNET, "vgg": weight_files.VGG16, "squeeze": weight_files.SQUEEZENET}
 _CLIP_RN50_SHA256 = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+_DATA_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+_MATLAB = b"MATLAB "
 _STAGE = re.compile(r"(?:^|\.)(?:slice|stage)\d+\.(\d+\.(?:weight|bias))$")
 _FOLDER_METRICS = ("fid", "inception_score")
 
@@ -138,13 +141,21 @@ def _build_clipiqa(name: str, weights: str | None) -> nn.Module:
 def _build_niqe(name: str, weights: str | None) -> nn.Module:
     packaged = _niqe_parameters_of_basicsr()
     if weights is not None or packaged is None or weight_files.find(weight_files.NIQE, None) is not None:
-        return _create(name, {"pretrained_model_path": str(weight_files.locate(name, weight_files.NIQE, weights))})
+        given = weight_files.locate(name, weight_files.NIQE, weights)
+        if not _is_matlab(given):
+            raise UserError(f"'{given}' is damaged or no MATLAB file; restore it from a copy")
+        return _create(name, {"pretrained_model_path": str(given)})
     import scipy.io
 
     with np.load(packaged) as content, tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / weight_files.NIQE.name
         scipy.io.savemat(path, {"mu_prisparam": content["mu_pris_param"], "cov_prisparam": content["cov_pris_param"]})
         return _create(name, {"pretrained_model_path": str(path)})
+
+
+def _is_matlab(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MATLAB)) == _MATLAB
 
 
 def _niqe_parameters_of_basicsr() -> Path | None:
@@ -171,12 +182,27 @@ def _build_other(name: str, weights: str | None) -> nn.Module:
     path = Path(weights)
     if not path.is_file():
         raise UserError(f"weights of metric '{name}': '{weights}' is no file; name the one that this metric loads")
-    if path.suffix in (".pth", ".pt", ".safetensors"):
+    if not _is_matlab(path):
         load_file(path)
     try:
-        return _create(name, {"pretrained_model_path": str(path)})
+        with _without_pickled_code():
+            return _create(name, {"pretrained_model_path": str(path)})
     except TypeError as error:
         raise UserError(f"metric '{name}' takes no local weight file; leave out 'weights'") from error
+
+
+@contextlib.contextmanager
+def _without_pickled_code() -> Iterator[None]:
+    """Make torch read data alone, also where pyiqa asks it to run what is in a file."""
+    former = os.environ.get(_DATA_ONLY)
+    os.environ[_DATA_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[_DATA_ONLY]
+        else:
+            os.environ[_DATA_ONLY] = former
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import nn
 from basicsr_quant import randomness
 from basicsr_quant.archs.padding import run_padded
 from basicsr_quant.archs.self_ensemble import self_ensemble
-from basicsr_quant.archs.tiling import tiled
+from basicsr_quant.archs.tiling import parts, tiled
 from basicsr_quant.data.paired import PairedImageDataset
 from basicsr_quant.options.types import Options
 from basicsr_quant.quant.layers.weighted import frozen_weights
@@ -44,6 +44,7 @@ class Stage:
         before_step: Called before each iteration with the finished part of the stage, from 0 to below 1.
         schedule: In place of ``train:scheduler``; sees the iteration within the stage.
         dataset: In place of the training set.
+        after_iteration: Called after each iteration, also one whose step was left out as a loss was not finite.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage:
     before_step: Callable[[float], None] | None = None
     schedule: LearningRateSchedule | None = None
     dataset: PairedImageDataset | None = None
+    after_iteration: Callable[[], None] | None = None
     base_rates: list[list[float]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -177,18 +179,48 @@ class RestorationModel(abc.ABC):
             (B, 3, scale*H, scale*W) float32 on the image's device, not clamped.
         """
         network = network if network is not None else self.network
+        tile, overlap = self._tile
+        with torch.inference_mode():
+            if tile:
+                return tiled(self._upscaling(network), image, self.options.scale, tile, overlap).float()
+            return self._upscaling(network)(image).to(image.device).float()
+
+    @torch.inference_mode()
+    def restore_parts(self, image: torch.Tensor, network: nn.Module | None = None,
+                      sample: int = 0) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+        """Enlarge one image and yield what is finished, tile by tile, so that nobody needs to hold it as a whole.
+
+        Args:
+            image: (1, 3, H, W), as for :meth:`restore`, as are the others.
+            network: Used in place of :attr:`network`.
+            sample: Index of the image in its data set.
+
+        Yields:
+            Rows, columns, and what :meth:`restore` gives there: (1, 3, rows, columns), on any device.
+        """
+        network = network if network is not None else self.network
+        tile, overlap = self._tile
+        if not tile:
+            yield slice(None), slice(None), self.restore(image, network, (sample,))
+            return
+        for rows, columns, part in parts(self._upscaling(network), image, self.options.scale, tile, overlap):
+            yield rows, columns, part.float()
+
+    @property
+    def _tile(self) -> tuple[int, int]:
+        """Side and overlap of tiles in LR pixels; side 0 = whole images."""
         options = self.options.val
+        return (options.tile, options.tile_overlap) if options is not None and self.knows_tiles else (0, 0)
+
+    def _upscaling(self, network: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return what enlarges an image or a tile of it."""
         dtype = next(network.parameters()).dtype
 
         def run(tile: torch.Tensor) -> torch.Tensor:
             return run_padded(network, tile.to(self.device, dtype), self.options.scale,
                               getattr(network, "window_multiple", 1), getattr(network, "minimum_size", 0))
 
-        function = (lambda tile: self_ensemble(run, tile)) if self.self_ensemble else run
-        with torch.inference_mode():
-            if options is not None and options.tile:
-                return tiled(function, image, self.options.scale, options.tile, options.tile_overlap).float()
-            return function(image).to(image.device).float()
+        return (lambda tile: self_ensemble(run, tile)) if self.self_ensemble else run
 
 
 def forward_draws(network: nn.Module, batch: Batch, seed: int, device: torch.device) -> dict[str, torch.Tensor]:

@@ -80,8 +80,8 @@ class StageMaker:
         selection, optimizer = self._learning()
         last = LastStep(self._length, lambda: self._recalibrate(step))
         if settings.bounds != "renewed" or not closes:
-            return self._stage(step, optimizer, [selection.keep])
-        return self._stage(step, optimizer, [selection.keep, last.end], last.begin)
+            return self._stage(step, optimizer, selection.keep)
+        return self._stage(step, optimizer, selection.keep, last.begin, last.end)
 
     def by_block(self, blocks: Sequence[str]) -> Stage:
         """Return a stage in which the part's blocks learn one after another.
@@ -100,7 +100,7 @@ class StageMaker:
                 install_learned_rounding(self._network.get_submodule(block))
         step = BlockStep(self._network, self._teacher, self._settings, self._images, blocks)
         selection, optimizer = self._learning()
-        return self._stage(step, optimizer, [selection.keep, step.end], step.begin)
+        return self._stage(step, optimizer, selection.keep, step.begin, step.end)
 
     def _recalibrate(self, step: PartStep) -> None:
         """Set the bounds of the part from all images."""
@@ -120,16 +120,10 @@ class StageMaker:
             RelativeSteps(optimizer, list(selection.units))
         return selection, optimizer
 
-    def _stage(self, step: nn.Module, optimizer: torch.optim.Optimizer, afterwards: Sequence[Callable[[], None] | None],
-               before: Callable[[float], None] | None = None) -> Stage:
-        calls = [call for call in afterwards if call is not None]
-
-        def after_step() -> None:
-            for call in calls:
-                call()
-
-        return Stage(self._name, _LABELS[self._settings.component], step, [optimizer], after_step, before,
-                     schedule=self._schedule(), dataset=self._dataset)
+    def _stage(self, step: nn.Module, optimizer: torch.optim.Optimizer, keep: Callable[[], None] | None,
+               begin: Callable[[float], None] | None = None, end: Callable[[], None] | None = None) -> Stage:
+        return Stage(self._name, _LABELS[self._settings.component], step, [optimizer], keep, begin,
+                     schedule=self._schedule(), dataset=self._dataset, after_iteration=end)
 
     def _schedule(self) -> LearningRateSchedule | None:
         component, decay = self._settings.scheduler, self._settings.decay

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from basicsr_quant.options.source import Tree, failure, one_line, parse
+from basicsr_quant.options.source import LONGEST_KEY, Tree, failure, one_line, parse
+
+LONGEST_ORIGIN = 200
 
 
 class Arguments(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,10 +55,10 @@ def apply_force(tree: Tree, settings: Sequence[str]) -> None:
         UserError: A setting has no ``=``, no key, or a value that is not YAML.
     """
     for setting in settings:
-        origin = one_line(f"--force_yml {setting}")
+        origin = one_line(f"--force_yml {setting[:LONGEST_ORIGIN]}{'...' if len(setting) > LONGEST_ORIGIN else ''}")
         key, sign, text = setting.partition("=")
         path = tuple(key.strip().split(":"))
-        if not sign or not all(path):
+        if not sign or not all(path) or not key.isprintable() or max(map(len, path)) > LONGEST_KEY:
             raise failure(f"{origin}: not a setting; write KEY=VALUE, with ':' between the levels of the key")
         tree.put(path, parse(text, origin), origin)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from basicsr_quant.options.method import Method, Problem
+from basicsr_quant.options.names import file_name_problem
 from basicsr_quant.options.optimization import SCHEDULERS
 from basicsr_quant.options.problems import Problems
 from basicsr_quant.options.source import Tree, joined
@@ -22,9 +23,7 @@ def check(options: Options, tree: Tree, method: Method, is_train: bool) -> None:
 
 
 def _common(options: Options, is_train: bool) -> Iterator[Problem]:
-    if any(part in options.name for part in ("/", "\\", "..", "\0")) or options.name == "." \
-            or not options.name.isprintable():
-        yield ("name",), "names a folder: no '/', '\\' or '..' in it"
+    yield from _names(options)
     if not options.datasets:
         yield ("datasets",), "is empty; at least one data set is needed"
     yield from _datasets(options)
@@ -32,6 +31,18 @@ def _common(options: Options, is_train: bool) -> Iterator[Problem]:
         yield ("val", "tile_overlap"), f"must be smaller than val:tile, {options.val.tile}"
     if is_train:
         yield from _training(options)
+
+
+def _names(options: Options) -> Iterator[Problem]:
+    """Yield names that could lead out of the run's folders."""
+    folders = [(("name",), options.name),
+               *((("datasets", key, "name"), dataset.name) for key, dataset in options.datasets.items())]
+    for path, name in folders:
+        if problem := file_name_problem(name):
+            yield path, f"names a folder: {problem}"
+    suffix = None if options.val is None else options.val.suffix
+    if suffix is not None and (problem := file_name_problem(suffix)):
+        yield ("val", "suffix"), f"is the end of file names: {problem}"
 
 
 def _datasets(options: Options) -> Iterator[Problem]:

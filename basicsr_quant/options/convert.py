@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from basicsr_quant.options.annotations import REQUIRED, Field, field_of, fields_of, unwrap
 from basicsr_quant.options.component import Component
-from basicsr_quant.options.problems import Problems, leaf
+from basicsr_quant.options.problems import Problems, leaf, quoted
 from basicsr_quant.options.signature import checked_arguments
 from basicsr_quant.options.source import KeyPath, Tree, joined
 from basicsr_quant.registry import ARCHS, Registry, nearest
@@ -74,7 +74,7 @@ class Converter(Problems):
         patterns = [meta.pattern for meta in unwrap(key_annotation)[1] if isinstance(meta, Meta) and meta.pattern]
         family = {}
         for key, item in self.block(value, path).items():
-            if not all(re.search(pattern, key) for pattern in patterns):
+            if not all(re.fullmatch(pattern, key) for pattern in patterns):
                 raise self.unknown((*path, key), ["train", "val", "val_1", "test_1", "calibration"])
             family[key] = self.field(member, item, (*path, key))
         return family
@@ -86,7 +86,7 @@ class Converter(Problems):
         if value not in registry and not (registry is ARCHS and value.startswith(LIBRARY)):
             hint = nearest(value, list(registry))
             known = [*registry, f"{LIBRARY}NAME"] if registry is ARCHS else registry
-            raise self.error(path, f"'{joined(path)}': unknown {registry.kind} '{value}'{hint}; "
+            raise self.error(path, f"'{joined(path)}': unknown {registry.kind} {quoted(value)}{hint}; "
                                    f"known: {', '.join(known)}")
         return value
 

@@ -13,6 +13,7 @@ from basicsr_quant.options.source import KeyPath, Tree, joined
 logger = logging.getLogger("basicsr_quant")
 
 MARK = "quantize_config"
+LONGEST_INDEX = 4
 _BLOCKS = ("basic_config", "tile_config", "quantize_config")
 _LOSSES = {"mse": "MSELoss", "mseloss": "MSELoss", "l2": "MSELoss", "l1": "L1Loss", "l1loss": "L1Loss"}
 _TEST_SETS = {
@@ -80,7 +81,7 @@ def rebuild(tree: Tree) -> None:
 def _leaves(block: dict[str, Any], path: KeyPath) -> list[tuple[KeyPath, Any]]:
     found: list[tuple[KeyPath, Any]] = []
     for key, value in block.items():
-        is_block = isinstance(value, dict) and key != "scheduler"
+        is_block = isinstance(value, dict) and value and key != "scheduler"
         found += _leaves(value, (*path, key)) if is_block else [((*path, key), value)]
     return found
 
@@ -114,7 +115,7 @@ class _Rebuild:
                 special[key](path, value)
             elif path[-1] in ("split", "s_alpha") and path[1] in ("Unet", "Vae"):
                 self.part(path, value)
-            elif path[0] == MARK:
+            elif path[0] == MARK and len(path) > 1:
                 self.stage(path, value)
             else:
                 raise self.unknown(path)
@@ -145,7 +146,7 @@ class _Rebuild:
     def device(self, path: KeyPath, value: Any) -> None:
         """``cpu`` or ``cuda:N``."""
         kind, _, number = str(value).partition(":")
-        if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        if kind not in ("cpu", "cuda") or (number and not (number.isdecimal() and len(number) <= LONGEST_INDEX)):
             raise self.problems(path).error(path, f"'device' must be cpu, cuda or cuda:N, not {quoted(value)}")
         self.put(("num_gpu",), 0 if kind == "cpu" else 1, self.origins[path])
         if number:
@@ -153,6 +154,8 @@ class _Rebuild:
 
     def calibration(self, path: KeyPath, value: Any) -> None:
         """A folder with ``lr`` and ``hr``; a file that has it is for training."""
+        if not isinstance(value, str):
+            raise self.problems(path).wrong(path, str, value)
         for key, entry in {"name": "calibration", "dataroot_lq": f"{value}/lr", "dataroot_gt": f"{value}/hr"}.items():
             self.put(("datasets", "train", key), entry, self.origins[path])
         if self.tree.values.get("train") is None:
@@ -161,7 +164,7 @@ class _Rebuild:
     def test_sets(self, path: KeyPath, value: Any) -> None:
         """Names of the published test sets."""
         for number, name in enumerate(value if isinstance(value, list) else [value], 1):
-            if name not in _TEST_SETS:
+            if not isinstance(name, str) or name not in _TEST_SETS:
                 raise self.problems(path).error(path, f"'dataset' must name {', '.join(_TEST_SETS)}, "
                                                       f"not {quoted(name)}")
             hr, lr, template = _TEST_SETS[name]
@@ -203,6 +206,9 @@ class _Rebuild:
     def scheduler(self, path: KeyPath, stages: tuple[str, ...], value: Any) -> None:
         """A block with ``gamma``: the factor after the first of two epochs; anything else leaves the preset's."""
         gamma = value.get("gamma") if isinstance(value, dict) else None
+        others = sorted(set(value) - {"gamma"}) if isinstance(value, dict) else []
+        if others:
+            logger.warning("%s: '%s' is ignored but for gamma: %s", self.origins[path], joined(path), ", ".join(others))
         if gamma is None:
             logger.info("%s: '%s' is taken for train:stages:*:decay of the preset", self.origins[path], joined(path))
             return

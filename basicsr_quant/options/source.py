@@ -12,7 +12,8 @@ import yaml
 from basicsr_quant.errors import UserError
 
 KeyPath = tuple[Any, ...]
-LARGEST_FILE = 1 << 20
+LARGEST_FILE = 1 << 18
+LONGEST_KEY = 200
 DEEPEST_LEVEL = 24
 CORE = "tag:yaml.org,2002:"
 INTEGERS = range(-2**63, 2**63)
@@ -203,6 +204,9 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
                 raise self.error(key_node.start_mark, f"a key of '{joined(path) or 'the file'}' is not a plain word")
             key = self.text(key_node.value, key_node.start_mark)
+            if len(key) > LONGEST_KEY:
+                raise self.error(key_node.start_mark, f"a key of '{joined(path) or 'the file'}' is longer than "
+                                                      f"{LONGEST_KEY} characters")
             if key in block:
                 raise self.error(key_node.start_mark, f"duplicate key '{joined((*path, key))}'; keep one of the two")
             self.remember((*path, key), key_node.start_mark)
@@ -235,6 +239,8 @@ class _Builder:
             text.encode()
         except UnicodeEncodeError as error:
             raise self.error(mark, f"a text is not Unicode ({error.reason})") from error
+        if "\0" in text:
+            raise self.error(mark, "a text holds a NUL character")
         return text
 
     @staticmethod

@@ -49,6 +49,7 @@ class DatasetOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     only_last: Annotated[NaturalNumber, Meta(description="Take only the last n names, sorted; 0 = all.")] = 0
     crop_size: Annotated[PositiveInteger | None, Meta(
         description="Validate on the centre crop of this HR size in pixels, a multiple of scale.")] = None
+    max_pixels: Annotated[PositiveInteger, Meta(description="Refuse images with more pixels.")] = 2**27
 
 
 class PathOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -93,13 +93,19 @@ def calibrate_in_one_pass(model: nn.Module, batches: Sequence[torch.Tensor], *, 
 def renewed_bounds(model: nn.Module) -> Iterator[None]:
     """Context in which each forward sets all bounds to the extremes of what it sees, before it rounds.
 
-    No gradient flows through bounds that are set so. The bounds of the last forward stay.
+    No gradient flows through bounds that are set so. The bounds of the last forward stay; extremes that are not finite
+    set none.
 
     Source: PassionSR specification 5, stage 1 of the UNet alone.
     """
     def setter(quantizer: Quantizer) -> Callable[[torch.Tensor], None]:
-        shape = quantizer.lower_bound.shape
-        return lambda x: quantizer.set_bounds(*extremes(x, quantizer.channel_axis, shape))
+        def renew(x: torch.Tensor) -> None:
+            own = quantizer.lower_bound, quantizer.upper_bound
+            seen = extremes(x, quantizer.channel_axis, own[0].shape)
+            finite = torch.isfinite(seen[0]) & torch.isfinite(seen[1])
+            quantizer.set_bounds(*(torch.where(finite, new, old) for new, old in zip(seen, own, strict=True)))
+
+        return renew
 
     with _following(model, {name: setter(quantizer) for name, quantizer in named_quantizers(model)}):
         yield

@@ -6,16 +6,23 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from basicsr_quant.errors import UserError
-from basicsr_quant.options.source import read_tree
+from basicsr_quant.options.names import file_name_problem
+from basicsr_quant.options.problems import quoted
+from basicsr_quant.options.source import failure, read_tree
+
+DEEPEST_VALUE = 16
+LONGEST_TEXT = 4096
+LARGEST_TABLE = 10_000
 
 Value = str | int | float
 Setting = Value | list[str]
+CsvName = Annotated[str, Meta(pattern=r"^\w+\.csv\Z")]
+Decimals = Annotated[int, Meta(ge=0, le=10)]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,13 +50,16 @@ class CellTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class TableFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A file under ``options/tables``."""
 
-    name: Annotated[str, Meta(description="Name of the result folder.", pattern=r"^\w+$")]
+    name: Annotated[str, Meta(description="Name of the result folder.", pattern=r"^[A-Za-z0-9_]{1,100}\Z")]
     title: Annotated[str, Meta(description="Heading of the table.")]
     protocol: Annotated[str, Meta(description="How the numbers are measured, printed beside them.")]
-    published: Annotated[str | None, Meta(description="CSV of published numbers, in the package.")] = None
+    published: Annotated[CsvName | None, Meta(description="CSV of published numbers, in the package.")] = None
     average: Annotated[str | None, Meta(description="Label, such as seed, over which `show` averages.")] = None
-    metrics: Annotated[dict[str, int], Meta(description="Metrics to show and their decimals.")] = msgspec.field(
+    metrics: Annotated[dict[str, Decimals], Meta(description="Metrics to show and their decimals.")] = msgspec.field(
         default_factory=lambda: {"psnr": 2, "ssim": 4})
+    lines: Annotated[Literal["cell", "dataset"], Meta(
+        description="What a line of the shown table is: a cell, with a column for each data set, or a data set of a "
+                    "cell, with a column for each metric.")] = "cell"
     settings: Annotated[dict[str, Setting], Meta(
         description="Values of {key} in all cells and in one another; --set replaces them.")] = {}
     budgets: Annotated[dict[str, dict[str, Value]], Meta(description="Name -> settings of another run.")] = {}
@@ -81,7 +91,7 @@ def read_table(path: str | Path) -> TableFile:
     try:
         return msgspec.convert(tree.values, TableFile, strict=False)
     except msgspec.ValidationError as error:
-        raise UserError(f"'{path}': {error}") from error
+        raise failure(f"'{path}': {error}") from error
 
 
 def expand(table: TableFile, settings: Mapping[str, Value]) -> Iterator[Cell]:
@@ -92,8 +102,9 @@ def expand(table: TableFile, settings: Mapping[str, Value]) -> Iterator[Cell]:
         settings: Values of ``{key}`` that win over the file's.
 
     Raises:
-        UserError: A ``{key}`` has no value.
+        UserError: A ``{key}`` has no value, the labels of a cell cannot name a folder, or there are too many cells.
     """
+    count = 0
     for template in table.cells:
         axes: list[list[dict[str, Setting]]] = [
             *template.variants, *([{key: value} for value in values] for key, values in template.each.items())]
@@ -101,40 +112,74 @@ def expand(table: TableFile, settings: Mapping[str, Value]) -> Iterator[Cell]:
             known: dict[str, Setting] = {**table.settings, **settings}
             for values in combination:
                 known.update(values)
-            train = None if template.train is None else _fill_step(template.train, known)
-            yield Cell(labels=_fill(template.labels, known), train=train, test=_fill_step(template.test, known),
-                       weights=template.weights, published=_fill(template.published, known))
+            count += 1
+            if count > LARGEST_TABLE:
+                raise failure(f"table '{table.name}' has more than {LARGEST_TABLE} cells; divide it")
+            yield _cell(template, _Values(known))
+
+
+def _cell(template: CellTemplate, values: _Values) -> Cell:
+    cell = Cell(labels=values.row(template.labels), weights=template.weights, test=values.step(template.test),
+                train=None if template.train is None else values.step(template.train),
+                published=values.row(template.published))
+    if problem := file_name_problem(cell.name):
+        raise failure(f"table: the labels {quoted(cell.labels)} name a folder: {problem}")
+    return cell
 
 
 def protocol_of(table: TableFile, settings: Mapping[str, Value]) -> str:
     """Return the table's protocol with its settings filled in."""
-    return _format(table.protocol, {**table.settings, **settings})
+    return _Values({**table.settings, **settings}).text(table.protocol)
 
 
-def _fill_step(step: Step, known: Mapping[str, Setting]) -> Step:
-    return Step(opt=_format(step.opt, known), force=[text for item in step.force for text in _expanded(item, known)])
+class _Values:
+    """Values of ``{key}``, in which other keys may stand.
 
+    Args:
+        known: key -> value.
+    """
 
-def _expanded(item: str, known: Mapping[str, Setting]) -> Iterator[str]:
-    """Yield an item with its values filled in; ``{key}`` alone becomes the items of the list that it names."""
-    named = known.get(item[1:-1]) if re.fullmatch(r"\{\w+\}", item) else None
-    if isinstance(named, list):
+    def __init__(self, known: Mapping[str, Setting]) -> None:
+        self._known = known
+        self._filled: dict[str, str] = {}
+        self._open: list[str] = []
+
+    def text(self, text: str) -> str:
+        """Return a text with every ``{key}`` filled in."""
+        filled = re.sub(r"\{(\w+)\}", lambda match: self._value(match[1], text), text)
+        if len(filled) > LONGEST_TEXT:
+            raise failure(f"table: '{text[:60]}' becomes longer than {LONGEST_TEXT} characters; shorten its values")
+        return filled
+
+    def step(self, step: Step) -> Step:
+        """Return a step with its texts filled in."""
+        return Step(opt=self.text(step.opt), force=[text for item in step.force for text in self._items(item)])
+
+    def row(self, table: Mapping[str, Value]) -> dict[str, Value]:
+        """Return labels, or keys of published numbers, with their texts filled in."""
+        return {key: self.text(value) if isinstance(value, str) else value for key, value in table.items()}
+
+    def _items(self, item: str) -> Iterator[str]:
+        """Yield an item with its values filled in; ``{key}`` alone becomes the items of the list that it names."""
+        key = item[1:-1] if re.fullmatch(r"\{\w+\}", item) else ""
+        named = self._known.get(key)
+        if not isinstance(named, list):
+            yield self.text(item)
+            return
+        self._enter(key, item)
         for part in named:
-            yield from _expanded(part, known)
-    else:
-        yield _format(item, known)
+            yield from self._items(part)
+        self._open.pop()
 
+    def _value(self, key: str, text: str) -> str:
+        if key not in self._filled:
+            self._enter(key, text)
+            found = self._known[key]
+            self._filled[key] = self.text(found) if isinstance(found, str) else str(found)
+            self._open.pop()
+        return self._filled[key]
 
-def _fill(table: Mapping[str, Value], known: Mapping[str, Setting]) -> dict[str, Value]:
-    return {key: _format(value, known) if isinstance(value, str) else value for key, value in table.items()}
-
-
-def _format(text: str, known: Mapping[str, Setting]) -> str:
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in known:
-            raise UserError(f"table: '{text}' holds {match[0]}, which has no value; give it by --set {match[1]}=value")
-        found = known[match[1]]
-        others = {key: item for key, item in known.items() if key != match[1]}
-        return _format(found, others) if isinstance(found, str) else str(found)
-
-    return re.sub(r"\{(\w+)\}", value, text)
+    def _enter(self, key: str, text: str) -> None:
+        if key not in self._known or key in self._open or len(self._open) == DEEPEST_VALUE:
+            raise failure(f"table: '{text[:60]}' holds {{{key}}}, which has no value; give it by --set {key}=value")
+        self._open.append(key)

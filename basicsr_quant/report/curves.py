@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from basicsr_quant.errors import UserError
 from basicsr_quant.report.plots import new_figure, write_png
 from basicsr_quant.report.table import TableRun
-
-Curve = dict[int, float]
+from basicsr_quant.report.training import Curve, recorded_scalars
 
 
 def training_curves(run: TableRun, metric: str) -> dict[str, list[Curve]]:
@@ -41,12 +40,9 @@ def training_curves(run: TableRun, metric: str) -> dict[str, list[Curve]]:
 
 
 def _read(folder: Path, metric: str) -> Curve:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith("metrics/") and tag.endswith(f"/{metric}")]
-    return {event.step: event.value for event in events.Scalars(tags[0])} if tags else {}
+    scalars = recorded_scalars(folder)
+    tags = [tag for tag in scalars if tag.startswith("metrics/") and tag.endswith(f"/{metric}")]
+    return scalars[tags[0]] if tags else {}
 
 
 def statistics(curves: list[Curve]) -> tuple[list[int], NDArray[np.float64], NDArray[np.float64]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from small_pipeline import place
 from workshop import workshop, workshop_data
 
-__all__ = ["workshop", "workshop_data"]
+__all__ = ["place", "workshop", "workshop_data"]

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusion_workshop import diffusion_options, diffusion_test_options
+from small_pipeline import FP, passionsr_options
 from workshop import Workshop, error_lines, load, make_weights, same, test_options
 
 from basicsr_quant.io.images import encode_image, read_image, write_image
@@ -113,6 +115,23 @@ def test_wrong_architecture(workshop: Workshop, capfd: Capture) -> None:
                          "(12, 3, 3, 3)")
         code = workshop.train(options, f"{key}=deep.pth")
         assert_one_error(code, capfd.readouterr().err, "deep.pth", "does not fit this network", "layers.1")
+
+
+def test_checkpoint_of_another_method(place: Workshop, quantized: Path, capfd: Capture) -> None:
+    workshop = place
+    shutil.copy(quantized, workshop.folder / "quantized.pth")
+    diffusion = diffusion_test_options(diffusion_options(), "weights/fp.pth")
+    passionsr = passionsr_options(only_unet=True)
+    passionsr |= {"datasets": {"test_1": passionsr["datasets"]["val"]}, "path": dict(FP)}
+    for options, key, file in (
+            (test_options(workshop.fp, "x"), "path:pretrain_network_g", "quantized.pth"), (diffusion, "scale", "2"),
+            (passionsr, "path:pretrain_network_unet", "quantized.pth"), (passionsr, "path:unet_ckpt", "quantized.pth")):
+        capfd.readouterr()
+        code = workshop.test({name: value for name, value in options.items() if name not in ("train", "logger")},
+                             f"{key}={file}")
+        assert_one_error(code, capfd.readouterr().err, "weights/fp.pth" if key == "scale" else file)
+    code = workshop.train(workshop.dqc, "pathFP:pretrain_network_FP=quantized.pth", "name=again")
+    assert_one_error(code, capfd.readouterr().err, "quantized.pth")
 
 
 @pytest.fixture
@@ -257,7 +276,7 @@ def test_file_size_limit_while_saving(workshop: Workshop, tensorboard: bool) -> 
     states = list((workshop.experiment("fp") / "training_states").iterdir())
     assert min(map(len, before.values())) > 60_000
     code, errors = workshop.run("train.py", workshop.fp, f"logger:use_tb_logger={str(tensorboard).lower()}",
-                                "val:val_freq=100", flags=["--auto_resume"], before=limit_file_size)
+                                "val=~", flags=["--auto_resume"], before=limit_file_size)
     assert_one_error(code, errors, "cannot write", "net_g_4.pth", "File too large", "what was there before is intact")
     assert {path.name: path.read_bytes() for path in workshop.experiment("fp").rglob("*.pth")} == before
     assert list((workshop.experiment("fp") / "training_states").iterdir()) == states

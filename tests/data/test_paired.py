@@ -82,7 +82,7 @@ def test_hr_is_not_read_when_it_is_not_needed(make_pairs: MakePairs, monkeypatch
     from basicsr_quant.data import paired
 
     original = paired.decode_image
-    monkeypatch.setattr(paired, "decode_image", lambda content, path: decoded.append(path) or original(content, path))
+    monkeypatch.setattr(paired, "decode_image", lambda data, path, _: decoded.append(path) or original(data, path))
     assert "gt" not in dataset[0] and "gt" not in dataset[SampleIndex(1, 0, 0)]
     assert len(decoded) == 2 and not any("HR" in path for path in decoded)
     assert not dataset.has_gt and dataset.gt_path(0) is None

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import signal
 
 import pytest
 import torch
 from diffusion_workshop import diffusion_options, diffusion_test_options
 from workshop import Workshop, close, error_lines, same
-
-LENGTH = 24
 
 
 @pytest.mark.parametrize(("kind", "mode"), [
@@ -51,28 +47,6 @@ def test_another_seed_gives_other_samples(workshop: Workshop) -> None:
         assert workshop.test(tested, force) == 0
         found.append((workshop.folder / "results/test_diffusion/val.csv").read_text())
     assert found[0] == found[1] != found[2]
-
-
-def test_a_killed_run_resumes_to_the_bit(workshop: Workshop) -> None:
-    """With dropout, EMA, and timestep groups that move by their momentum."""
-    options = diffusion_options() | {"mode": "released"}
-    options["train"] |= {"total_iter": LENGTH}
-    options["logger"] |= {"print_freq": 2, "save_checkpoint_freq": 3}
-    options["val"]["val_freq"] = 8
-    assert workshop.train(options, "name=reference") == 0
-    process = workshop.start("train.py", options)
-    workshop.wait_for_iteration(process, "diffusion", random.randrange(4, 16, 2))
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert workshop.train(options, flags=["--auto_resume"]) == 0
-    starts = re.findall(r"iterations (\d+) to", (workshop.experiment("diffusion") / "train_diffusion.log").read_text())
-    assert len(starts) == 2 and int(starts[1]) > 3
-    for tag in (LENGTH, "best"):
-        assert same(workshop.network("diffusion", "g", tag), workshop.network("reference", "g", tag))
-    states = [workshop.state(run, LENGTH) for run in ("diffusion", "reference")]
-    for key in ("optimizers", "scaler", "losses", "best"):
-        assert same(states[0][key], states[1][key]), key
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("bi_diffsr", "corrected"), ("ir_net", "corrected"), ("sr3", "released")])

@@ -1,13 +1,18 @@
-"""torchrun with two gloo processes against one process."""
+"""Several gloo processes against one, started by torchrun or with what torchrun would tell them."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
+import ranks
 import torch
-from workshop import Workshop, close, error_lines, make_pairs, test_options
+from every_method import METHODS, sample_by_sample, workshop_for
+from workshop import REPOSITORY, Workshop, close, error_lines, load, make_pairs, test_options
 
 from basicsr_quant.engine.checkpoint import newest_valid
 from basicsr_quant.engine.distributed import choose_device, processes
@@ -36,9 +41,16 @@ with processes(arguments.launcher, 0, None, "gloo", 29500) as process:
 """
 
 
-def trained(workshop: Workshop, name: str, label: str) -> dict[str, Any]:
-    network, state = workshop.network(name, label), workshop.state(name, 3)
-    return {"params": network["params"], "params_ema": network["params_ema"], "best": state["best"]}
+SEVERAL = """
+import os
+import sys
+from basicsr_quant.cli.main import train_main
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # each run meets at a port of its own
+for port, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    os.environ["MASTER_PORT"] = port
+    if code := train_main(["-opt", file, "--launcher", "pytorch"]):
+        sys.exit(code)
+"""
 
 
 def moments(workshop: Workshop, name: str, iteration: int) -> dict[int, Any]:
@@ -46,22 +58,65 @@ def moments(workshop: Workshop, name: str, iteration: int) -> dict[int, Any]:
     return {number: [entry["exp_avg"], entry["exp_avg_sq"]] for number, entry in state.items()}
 
 
-@pytest.mark.parametrize("kind", ["fp", "dqc"])
-def test_two_processes_equal_one(workshop: Workshop, kind: str) -> None:
-    """Float64, no dropout, losses of single samples, accumulation: all to 1e-9, validation included."""
-    options, label = (workshop.fp, "g") if kind == "fp" else (workshop.dqc, "Q")
-    options["network_g" if kind == "fp" else "network_Q"]["drop_path_rate"] = 0
-    options["train"] |= {"precision": "fp64", "ema_decay": 0.9, "total_iter": 3}
-    options["logger"] |= {"save_checkpoint_freq": 1}
-    batches = "datasets:train:batch_size_per_gpu="
-    assert workshop.train(options, "name=one", batches + "4") == 0
-    code, errors = workshop.run("train.py", options, "name=two", batches + "1", "train:accumulation=2", processes=2)
+def near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether weights agree to 1e-9 of each tensor; what is zero but for rounding is compared with 1e-3."""
+    return one.keys() == other.keys() and all(
+        (tensor.double() - other[name].double()).abs().max() <= 1e-9 * other[name].double().abs().max().clamp_min(1e-3)
+        for name, tensor in one.items() if tensor.numel())
+
+
+def assert_equal_runs(workshop: Workshop, one: str, other: str) -> None:
+    """Weights, averages, the best result and the logged losses of two runs."""
+    files = sorted(path.name for path in workshop.experiment(one).glob("models/*.pth"))
+    for file in files:
+        mine, theirs = (load(workshop.experiment(name) / "models" / file) for name in (one, other))
+        assert mine.keys() == theirs.keys()
+        assert all(near(mine[key], theirs[key]) for key in ("params", "params_ema") if key in mine), file
+    last = max(int(path.stem) for path in workshop.experiment(one).glob("training_states/*.state"))
+    assert close(workshop.state(other, last)["best"], workshop.state(one, last)["best"], 1e-9)
+    assert workshop.losses(other) == workshop.losses(one)  # means over all processes
+
+
+@pytest.mark.parametrize(("method", "batch", "accumulation"), [
+    ("fp", 1, 2), ("dqc", 1, 2), ("diffusion", 2, 1), ("osediff", 2, 1), ("passionsr", 2, 1)])
+def test_two_processes_equal_one(
+    request: pytest.FixtureRequest, method: str, batch: int, accumulation: int,
+) -> None:
+    """Float64, no dropout, losses of single samples: all to 1e-9, validation included."""
+    place = workshop_for(method, request)
+    options = sample_by_sample(method)
+    if method == "passionsr":  # the other parts are in the slow test
+        options["train"] |= {"order": ["encoder_let", "encoder_bounds"], "total_iter": 4}
+    assert place.train(options, "name=one") == 0
+    code, errors = ranks.run(place, options, "name=two", f"datasets:train:batch_size_per_gpu={batch}",
+                             f"train:accumulation={accumulation}", count=2)
     assert code == 0, errors
-    assert close(trained(workshop, "two", label), trained(workshop, "one", label), 1e-9)
-    # bounds are float32 in the published format, and so are their gradients
-    assert close(moments(workshop, "two", 3), moments(workshop, "one", 3), 1e-9 if kind == "fp" else 1e-5)
-    assert workshop.losses("two") == workshop.losses("one")  # means over both processes
-    assert "2 process(es)" in errors and "iteration 3/3" in errors  # rank 0 is heard
+    assert_equal_runs(place, "one", "two")
+    if method in ("fp", "dqc"):  # bounds are float32 in the published format, and so are their gradients
+        assert close(moments(place, "two", 3), moments(place, "one", 3), 1e-9 if method == "fp" else 1e-5)
+    assert "2 process(es)" in errors and "iteration 3/" in errors  # rank 0 is heard
+
+
+@pytest.mark.slow
+def test_torchrun_equals_one_process(request: pytest.FixtureRequest) -> None:
+    """Every method, under torchrun with one, two and four processes, against a run without it."""
+    place = workshop_for("passionsr", request)
+    (place.folder / "several.py").write_text(SEVERAL)
+    for method in METHODS:
+        assert place.train(sample_by_sample(method), f"name={method}_0") == 0
+    for count in (1, 2, 4):
+        arguments = []
+        for method in METHODS:
+            options = sample_by_sample(method) | {"name": f"{method}_{count}"}
+            options["datasets"]["train"]["batch_size_per_gpu"] = 4 // count
+            arguments += [str(ranks.free_port()), str(place.write(options))]
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--rdzv-backend",
+                   "c10d", "--rdzv-endpoint", "localhost:0", "several.py", *arguments]
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(command, cwd=place.folder, env=variables, capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, done.stderr
+        for method in METHODS:
+            assert_equal_runs(place, f"{method}_0", f"{method}_{count}")
 
 
 def test_first_gradients_in_single_precision(workshop: Workshop) -> None:
@@ -69,18 +124,20 @@ def test_first_gradients_in_single_precision(workshop: Workshop) -> None:
     workshop.fp["train"] |= {"total_iter": 1}
     workshop.fp["find_unused_parameters"] = True
     assert workshop.train(workshop.fp, "name=one", "datasets:train:batch_size_per_gpu=4") == 0
-    code, errors = workshop.run("train.py", workshop.fp, "name=two", "datasets:train:batch_size_per_gpu=2", processes=2)
+    code, errors = ranks.run(workshop, workshop.fp, "name=two", "datasets:train:batch_size_per_gpu=2", count=2)
     assert code == 0, errors
     assert close(moments(workshop, "two", 1), moments(workshop, "one", 1), 1e-4)
 
 
-@pytest.mark.parametrize("count", [3, 1])
-def test_sharded_test_equals_one_process(workshop: Workshop, count: int) -> None:
+@pytest.mark.parametrize(("count", "processes"), [
+    (3, 2), (1, 2), pytest.param(5, 4, marks=pytest.mark.slow), pytest.param(1, 4, marks=pytest.mark.slow)])
+def test_sharded_test_equals_one_process(workshop: Workshop, count: int, processes: int) -> None:
+    """Also if the images cannot be shared out evenly, or some process gets none."""
     make_pairs(workshop.folder / "data" / "more", count, 9, 24, 28)
     tested = test_options(workshop.fp, "weights/fp.pth")
     tested["datasets"]["test_1"] |= {"dataroot_gt": "data/more/HR", "dataroot_lq": "data/more/LR"}
     assert workshop.test(tested, "name=one") == 0
-    code, errors = workshop.run("test.py", tested, "name=two", "val:save_img=true", processes=2)
+    code, errors = ranks.run(workshop, tested, "name=two", "val:save_img=true", count=processes, testing=True)
     assert code == 0, errors
     results = workshop.folder / "results"
     one, two = (json.loads((results / name / "metrics.json").read_text())["val"] for name in ("one", "two"))

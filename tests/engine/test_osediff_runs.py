@@ -1,16 +1,16 @@
-"""OSEDiff from option files: three stages from scratch, LoRA on a folder of weights, tests, an interruption."""
+"""OSEDiff from option files: three stages from scratch, LoRA on a folder of weights, tests."""
 
 from __future__ import annotations
 
 import json
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from workshop import Workshop, common_options, error_lines, same
+from small_pipeline import osediff_options
+from workshop import Workshop, error_lines
 
 from basicsr_quant.compat import load_torchvision
 from basicsr_quant.io.images import read_image, write_image
@@ -18,23 +18,6 @@ from basicsr_quant.io.images import read_image, write_image
 load_torchvision()
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
-
-UNET = {"type": "SDUNet", "block_out_channels": [8, 16], "attention_levels": 1, "layers_per_block": 1,
-        "attention_head_dim": [1, 2], "cross_attention_dim": 8, "latent_channels": 4, "norm_num_groups": 4}
-VAE = {"type": "SDVAE", "block_out_channels": [8, 8], "layers_per_block": 1, "latent_channels": 4,
-       "norm_num_groups": 4, "scaling_factor": 1.0}
-
-
-def tiny_options(name: str = "tiny") -> dict[str, Any]:
-    return common_options() | {
-        "name": name, "model_type": "OSEDiffModel", "network_unet": dict(UNET), "network_vae": dict(VAE),
-        "one_step": {"timestep": 249, "scaled_input": True, "random_context": 3},
-        "pipeline": {"process_size": 16, "color_fix": "nofix", "posterior": "sample"},
-        "lora": {"rank_unet": 2, "rank_vae": 2},
-        "train": {"total_iter": 6, "optim": {"type": "AdamW", "lr": 1e-3}, "pixel_opt": {"type": "MSELoss"},
-                  "stages": {"vae": {"iterations": 2, "lr": 2e-3, "scheduler": {"type": "CosineAnnealingLR"}},
-                             "unet": {"iterations": 2, "train_encoder": True}, "lora": {"iterations": 2}}},
-    }
 
 
 def test_of(options: dict[str, Any], **path: str) -> dict[str, Any]:
@@ -57,7 +40,7 @@ def logged(workshop: Workshop, name: str) -> list[float]:
 
 def test_from_scratch_to_a_test(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
     """Merged networks, or the plain ones of the second stage with the factors, restore alike."""
-    options = tiny_options()
+    options = osediff_options()
     assert workshop.train(options) == 0
     assert not error_lines(capfd.readouterr().err)
     models = workshop.experiment("tiny") / "models"
@@ -80,39 +63,6 @@ def test_from_scratch_to_a_test(workshop: Workshop, capfd: pytest.CaptureFixture
     assert result(workshop, "joined") == pytest.approx(result(workshop, "test_tiny"), abs=2e-3)
 
 
-def kill_and_resume(workshop: Workshop, *reached: int) -> None:
-    """Kill after each iteration of ``reached``; stages are 8 iterations long, states are saved after every third."""
-    options = tiny_options()
-    options["train"] |= {"total_iter": 24, "ema_decay": 0.9}
-    for stage in options["train"]["stages"].values():
-        stage["iterations"] = 8
-    options["val"]["val_freq"] = 24
-    options["logger"] |= {"save_checkpoint_freq": 3}
-    assert workshop.train(options, "name=reference") == 0
-    for iteration in reached:
-        process = workshop.start("train.py", options, flags=["--auto_resume"])
-        workshop.wait_for_iteration(process, "tiny", iteration)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert workshop.train(options, flags=["--auto_resume"]) == 0
-    for label in ("unet", "vae", "osediff"):
-        assert same(workshop.network("tiny", label, 24), workshop.network("reference", label, 24)), label
-    text = (workshop.experiment("tiny") / "train_tiny.log").read_text()
-    since = max(int(number) for number in re.findall(r"iterations (\d+) to", text))
-    mine, theirs = workshop.losses("tiny"), workshop.losses("reference")
-    assert all(mine[number] == line for number, line in theirs.items() if number >= since)
-
-
-def test_killed_in_the_last_stage(workshop: Workshop) -> None:
-    kill_and_resume(workshop, 20)
-
-
-@pytest.mark.slow
-def test_killed_in_each_stage(workshop: Workshop) -> None:
-    kill_and_resume(workshop, 5, 13, 20)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A diffusers folder of small networks, and a prompt embedding."""
@@ -127,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def lora_options(folder: Path) -> dict[str, Any]:
-    options = tiny_options("lora")
+    options = osediff_options("lora")
     for key in ("network_unet", "network_vae", "one_step"):
         options.pop(key)
     options["train"] = {"total_iter": 3, "perceptual_opt": {"type": "LPIPSLoss", "net": "squeeze", "pnet_rand": True}}

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
-from small_pipeline import FP, UNET, VAE
-from workshop import REPOSITORY, Workshop, error_lines, same
+from small_pipeline import BASELINES, FP, baseline_options
+from workshop import Workshop, error_lines, same
 
 from basicsr_quant.compat import load_torchvision
 from basicsr_quant.deploy.pack import pack
@@ -22,37 +21,8 @@ from basicsr_quant.registry import MODELS
 load_torchvision()
 pytest.importorskip("diffusers")
 
-FOLDER = REPOSITORY / "options/train/PassionSR_baselines"
-BASELINES = sorted(path.stem.removeprefix("train_").removesuffix("_tiny") for path in FOLDER.glob("*.yml"))
-SMALL = {"network_unet": UNET, "network_vae": VAE, "scale": 2, "num_gpu": 0, "manual_seed": 7,
-         "one_step": {"timestep": 249, "scaled_input": True, "random_context": 3}}
 MOMENTS = {"LSQ": 2, "EfficientDM": 4, "Q_Diffusion": 7}
 """Iterations in the middle of a stage; for Q-Diffusion in the middle of a block too, for EfficientDM in the second."""
-
-
-def options_of(name: str, quick: bool = False) -> dict[str, Any]:
-    """The baseline's file with small networks, small data and few iterations."""
-    options: dict[str, Any] = yaml.safe_load((FOLDER / f"train_{name}_tiny.yml").read_text()) | SMALL | {"name": name}
-    options["pipeline"] = {"process_size": 16, "color_fix": "nofix"}
-    options["path"] = dict(FP)
-    roots = {"dataroot_gt": "data/train/HR", "dataroot_lq": "data/train/LR", "filename_tmpl": "{}x2"}
-    options["datasets"]["train"] |= {**roots, "gt_size": 16, "exclude_last": 0, "batch_size_per_gpu": 2}
-    options["datasets"]["val"] |= {key: value.replace("train", "val") for key, value in roots.items()} | {
-        "only_last": 2, "crop_size": None}
-    for key in ("weight_observer", "activation_observer", "product_observer"):
-        if isinstance(options["quant"][key], dict) and options["quant"][key]["type"] == "dobi":
-            options["quant"][key] |= {"candidates": 8}
-    if options["train"]["total_iter"]:
-        options["train"]["total_iter"] = 6
-    for stage in options["train"].get("stages", {}).values():
-        if "per_block" in stage:
-            stage["per_block"] = 2
-    if quick and options["train"]["order"]:
-        parts = ("encoder",) if name == "Q_Diffusion" else ("encoder", "decoder")
-        options["train"]["order"] = [stage for stage in options["train"]["order"] if stage.startswith(parts)]
-    options["val"] |= {"val_freq": 10**6, "save_img": True}
-    options["logger"] |= {"print_freq": 1, "save_checkpoint_freq": 10**6}
-    return options
 
 
 def test_of(options: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -78,7 +48,7 @@ def images(folder: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", BASELINES)
 def test_from_training_to_a_packed_file(place: Workshop, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Validation at the end of the training, the test of its files, and the packed file give the same images."""
-    options = options_of(name)
+    options = baseline_options(name)
     assert place.train(options) == 0
     assert not error_lines(capfd.readouterr().err)
     tested = test_of(options, place.folder)
@@ -106,7 +76,7 @@ def test_from_training_to_a_packed_file(place: Workshop, name: str, capfd: pytes
 
 @pytest.mark.parametrize("name", MOMENTS)
 def test_resumed_in_the_middle(place: Workshop, name: str) -> None:
-    options = options_of(name, quick=True)
+    options = baseline_options(name, quick=True)
     options["val"] = None
     end = None
     for run in ("reference", "interrupted"):
@@ -124,7 +94,7 @@ def test_resumed_in_the_middle(place: Workshop, name: str) -> None:
 
 
 def test_a_checkpoint_of_another_method_is_refused(place: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
-    options = options_of("MaxMin")
+    options = baseline_options("MaxMin")
     assert place.train(options) == 0
     tested = test_of(options, place.folder)
     assert place.test(tested, "quant:grid=symmetric_step") != 0

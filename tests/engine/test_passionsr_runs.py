@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_pipeline import FP, UNET, VAE
-from workshop import REPOSITORY, Workshop, common_options, error_lines, run_train, same
+from small_pipeline import FP, passionsr_options
+from workshop import REPOSITORY, Workshop, error_lines, run_train, same
 
 from basicsr_quant.compat import load_torchvision
 from basicsr_quant.deploy.freeze import folded_layers
@@ -24,22 +24,6 @@ from basicsr_quant.registry import MODELS
 
 load_torchvision()
 pytest.importorskip("diffusers")
-
-
-
-def tiny_options(name: str = "tiny", mode: str = "corrected", only_unet: bool = False) -> dict[str, Any]:
-    options = common_options() | {
-        "name": name, "model_type": "PassionSRModel", "mode": mode, "network_unet": dict(UNET),
-        "network_vae": dict(VAE), "one_step": {"timestep": 249, "scaled_input": True, "random_context": 3},
-        "pipeline": {"process_size": 16, "color_fix": "nofix", "fit": "lanczos_exact",
-                     "tiles": {"latent": 8, "latent_overlap": 4}},
-        "quant": {"weight_bits": 6, "activation_bits": 6, "only_unet": only_unet, "calibration": {"batch_size": 2}},
-        "path": dict(FP), "train": {"total_iter": 4 if only_unet else 12},
-    }
-    options["datasets"]["train"]["batch_size_per_gpu"] = 1
-    options["datasets"]["val"]["only_last"] = 1
-    options["val"] |= {"val_freq": 100, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}
-    return options
 
 
 def test_of(options: dict[str, Any], **path: str) -> dict[str, Any]:
@@ -62,7 +46,7 @@ def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 @pytest.mark.parametrize("mode", ["released", "corrected"])
 def test_encoder_unet_decoder(place: Workshop, mode: str, capfd: pytest.CaptureFixture[str]) -> None:
     """Each stage changes what it trains and nothing else; the result is tested from its files."""
-    options = tiny_options(mode=mode)
+    options = passionsr_options(mode=mode)
     assert place.train(options) == 0
     assert not error_lines(capfd.readouterr().err)
     unet = [place.network("tiny", "unet", tag)["params"] for tag in range(2, 13, 2)]
@@ -89,7 +73,7 @@ def test_encoder_unet_decoder(place: Workshop, mode: str, capfd: pytest.CaptureF
 
 @pytest.mark.parametrize("mode", ["released", "paper", "corrected"])
 def test_the_unet_alone(place: Workshop, mode: str) -> None:
-    options = tiny_options(mode=mode, only_unet=True)
+    options = passionsr_options(mode=mode, only_unet=True)
     assert place.train(options, "train:activation_checkpointing=true", "train:epochs=1", "train:total_iter=0") == 0
     log = (place.experiment("tiny") / "train_tiny.log").read_text()
     assert "stage 'alone_let': iterations 1 to 3" in log and "stage 'alone_bounds': iterations 4 to 6" in log
@@ -100,7 +84,7 @@ def test_the_unet_alone(place: Workshop, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["released", "corrected"])
 def test_resume_in_and_between_stages(place: Workshop, mode: str) -> None:
-    options = tiny_options(mode=mode)
+    options = passionsr_options(mode=mode)
     options["logger"]["save_checkpoint_freq"] = 1
     assert place.train(options, "name=reference") == 0
     for reached in (2, 5):
@@ -117,7 +101,7 @@ def test_resume_in_and_between_stages(place: Workshop, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["released", "corrected"])
 def test_norms_transform_at_test(place: Workshop, mode: str) -> None:
     """The network computes the same, tested or packed, with two transformed inputs less per transformer."""
-    options = tiny_options(mode=mode, only_unet=True)
+    options = passionsr_options(mode=mode, only_unet=True)
     options["train"]["optim"] = {"type": "Adam", "lr": 0.02}
     assert place.train(options, "val=~") == 0
     tested = place.write(test_of(options, unet_ckpt=str(place.experiment("tiny") / "models/net_unet_latest.pth")))
@@ -153,7 +137,7 @@ def test_published_files_run(place: Workshop, capfd: pytest.CaptureFixture[str])
         for kind, source in (("hr", f"HR/im{number}.png"), ("lr", f"LR/im{number}x2.png")):
             (calibration / kind).mkdir(parents=True, exist_ok=True)
             shutil.copy(place.folder / "data/train" / source, calibration / kind / f"{number}_{kind}.png")
-    small = tiny_options()
+    small = passionsr_options()
     blocks = {key: small[key] for key in ("network_unet", "network_vae", "one_step")}
     force = ["num_gpu=0", "basic_config:upscale=2", "basic_config:context_embedding_path=~",
              "basic_config:lora_weights_path=~", "tile_config:latent_tiled_size=8",
@@ -170,7 +154,7 @@ def test_published_files_run(place: Workshop, capfd: pytest.CaptureFixture[str])
 
 
 def test_missing_files(place: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
-    options = tiny_options()
+    options = passionsr_options()
     weights = options.pop("path")
     assert place.train(options) != 0
     assert "path:sd and path:pretrain_network_unet are missing" in error_lines(capfd.readouterr().err)[-1]
@@ -180,6 +164,6 @@ def test_missing_files(place: Workshop, capfd: pytest.CaptureFixture[str]) -> No
 
 
 def test_smoothing_per_token_fits_the_patches(place: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
-    options = tiny_options(mode="released")
+    options = passionsr_options(mode="released")
     assert place.train(options, "pipeline:tiles:latent=16") != 0
     assert "make the two agree" in error_lines(capfd.readouterr().err)[-1]

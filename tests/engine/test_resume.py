@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,61 +42,6 @@ def resumed_at(workshop: Workshop, name: str) -> int:
     starts = re.findall(r"iterations (\d+) to", text)
     assert len(starts) == 2
     return int(starts[-1]) - 1
-
-
-def kill_and_resume(workshop: Workshop, kind: str, seed: int) -> None:
-    options, label = long_options(workshop, kind)
-    if not workshop.experiment("reference").exists():
-        assert workshop.train(options, "name=reference") == 0
-    draw = random.Random(seed)
-    process = workshop.start("train.py", options)
-    workshop.wait_for_iteration(process, options["name"], draw.randrange(4, LENGTH // 2, 2))
-    time.sleep(draw.random() * 0.05)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert workshop.train(options, flags=["--auto_resume"]) == 0
-    since = resumed_at(workshop, options["name"])
-    assert since >= 3
-    assert_equal_end(workshop, options, label, since)
-    assert not list(workshop.experiment(options["name"]).rglob("*.tmp"))
-
-
-@pytest.mark.parametrize("kind", ["fp", "dqc"])
-def test_kill_at_a_random_moment(workshop: Workshop, kind: str) -> None:
-    kill_and_resume(workshop, kind, seed=int.from_bytes(os.urandom(4), "little"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fp", "dqc"])
-def test_five_kills_in_one_run(workshop: Workshop, kind: str) -> None:
-    """Any moment counts: start-up, calibration, an iteration, validation, the middle of a save."""
-    options, label = long_options(workshop, kind)
-    options["logger"]["save_checkpoint_freq"] = 1
-    assert workshop.train(options, "name=reference") == 0
-    draw = random.Random(int.from_bytes(os.urandom(4), "little"))
-    log = workshop.experiment(options["name"]) / f"train_{options['name']}.log"
-    kills = 0
-    for _ in range(5):
-        process = workshop.start("train.py", options, flags=["--auto_resume"])
-        before = log.read_text().count("stage '") if log.is_file() else 0
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("stage '") > before):
-            time.sleep(0.005)
-        time.sleep(draw.random() * 0.25)
-        process.kill()
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 1
-    assert workshop.train(options, flags=["--auto_resume"]) == 0
-    assert_equal_end(workshop, options, label, LENGTH - 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["fp", "dqc"])
-@pytest.mark.parametrize("seed", range(5))
-def test_kill_at_five_random_moments(workshop: Workshop, kind: str, seed: int) -> None:
-    kill_and_resume(workshop, kind, seed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -16,8 +16,9 @@ from torch import nn
 from workshop import Workshop, same, test_options
 
 from basicsr_quant.engine.ema import Ema
-from basicsr_quant.engine.evaluation import Results, _cause
+from basicsr_quant.engine.evaluation import Results
 from basicsr_quant.engine.record import Recorder
+from basicsr_quant.models.restoring import _cause
 from basicsr_quant.options.load import load_options
 
 
@@ -125,17 +126,6 @@ def test_wandb_without_a_login(
     monkeypatch.delenv("WANDB_MODE", raising=False)
     recorder(workshop, monkeypatch, api=SimpleNamespace(api_key=None), init=None).scalars({"lr": 1.0}, 1)
     assert "nobody is logged in" in caplog.text
-
-
-def test_tensorboard_folder_that_cannot_be_made(
-    workshop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
-) -> None:
-    monkeypatch.setattr(logging.getLogger("basicsr_quant"), "propagate", True)
-    (workshop.folder / "tb_logger").write_text("a file")
-    log = Recorder(load_options(workshop.write(workshop.fp), ["logger:use_tb_logger=true"]), is_main=True)
-    log.scalars({"lr": 1.0}, 1)
-    log.close()
-    assert "no TensorBoard log" in caplog.text
 
 
 def test_only_the_main_process_records(workshop: Workshop) -> None:

@@ -41,7 +41,9 @@ def test_stages_and_their_lengths(tmp_path: Path) -> None:
 
 def test_parts_of_the_method_can_be_left_out(tmp_path: Path) -> None:
     bounds = [name for name in ORDERS[False] if name.endswith("_bounds")]
-    without = load(tmp_path, "quant:let:enabled=false", "quant:smooth:query_key=false", "train:total_iter=18")
+    no_let = ["quant:let:enabled=false", "quant:smooth={query_key: false, map_value: false}", "train:total_iter=18"]
+    assert lengths_of(load(tmp_path, *no_let), 5) == [3] * 6  # all stages learn bounds
+    without = load(tmp_path, "mode=paper", *no_let)
     assert [name for name, _ in stages_of(without)] == bounds and lengths_of(without, 5) == [6] * 3
     half = load(tmp_path, "quant:let:enabled=false")
     assert [name for name, _ in stages_of(half)] == list(ORDERS[False])

@@ -99,6 +99,17 @@ def test_renewed_bounds_are_those_of_the_last_forward() -> None:
     assert model[0].activation_quantizer.upper_bound.grad is None
 
 
+def test_renewed_bounds_take_nothing_that_is_not_finite() -> None:
+    model = network()
+    calibrate_scales_first(model, batches())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad(), renewed_bounds(model):
+        model(batches()[0] * torch.nan)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if ".activation_quantizer." in name)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+
+
 def test_what_learns_is_chosen_by_name() -> None:
     model = network()
     calibrate_scales_first(model, batches())

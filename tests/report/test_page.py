@@ -24,6 +24,8 @@ from basicsr_quant.report.page.build import SCRIPTS, gather, page
 from basicsr_quant.report.page.images import FOLDER
 from basicsr_quant.report.page.runs import read_runs
 from basicsr_quant.report.page.sizes import size_of
+from basicsr_quant.report.page.trainings import POINTS, Curves, curves_of
+from basicsr_quant.report.training import read_training
 
 Copied = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -48,7 +50,7 @@ def copied(tested: Workshop, tmp_path: Path) -> Copied:
 
 
 def gathered(folder: Path, output: Path, limit: int = 10) -> dict[str, Any]:
-    content = gather(read_runs([folder]), output, limit)
+    content = gather(read_runs([folder]), output, limit, Curves())
     json.dumps(content, allow_nan=False)
     return content
 
@@ -159,7 +161,49 @@ def test_text_of_the_page_is_safe(tested: Workshop, tmp_path: Path) -> None:
     assert json.loads(data)["notes"] == ["</script><b>"]
     assert text.count("</script>") == 2 and "{{" not in text.replace("{{data}} &amp;", "")
     assert "http:" not in text.replace("http://www.w3.org/2000/svg", "") and "https:" not in text
-    assert all(f"// {first}" in text for first in ("Two images", "Starts everything")) and len(SCRIPTS) == 8
+    assert all(f"// {first}" in text for first in ("Two images", "Starts everything")) and len(SCRIPTS) == 9
+
+
+def test_curves_of_trainings(tested: Workshop, copied: Copied, tmp_path: Path) -> None:
+    """The training that made a run's weights is found; log and TensorBoard say the same to the log's digits."""
+    folder = copied("bits3") / "bits3"
+    options = folder / "test_bits3.yml"
+    options.write_text(options.read_text().replace("weights/fp.pth", "experiments/dqc/models/net_Q_latest.pth"))
+    runs = read_runs([folder])
+    assert [training["name"] for training in curves_of(runs, []).trainings] == ["dqc"]
+    assert curves_of(read_runs([tested.folder / "results/FP"]), []).trainings == []
+    folders = [Path("tb_logger/dqc"), Path("experiments/dqc")]
+    recorded, logged = (read_training(folder) for folder in folders)
+    assert list(logged.losses["pixel"]) == [1, 2, 3, 4] and list(logged.metrics["val psnr"]) == [3, 4]
+    assert set(logged.metrics) == {"val psnr", "val ssim"} and logged.losses.keys() == recorded.losses.keys()
+    for kind in ("losses", "metrics"):
+        for name, curve in getattr(logged, kind).items():
+            assert curve == pytest.approx(getattr(recorded, kind)[name], rel=1e-4, abs=1e-4)
+    curves = curves_of(runs, folders)
+    assert [training["name"] for training in curves.trainings] == ["tb_logger/dqc", "experiments/dqc"]
+    content = gather(runs, tmp_path / "page", 1, curves)
+    assert content["trainings"][1]["metrics"]["val psnr"] == list(logged.metrics["val psnr"].items())
+    json.dumps(content, allow_nan=False)
+
+
+def test_curves_of_long_interrupted_trainings(tmp_path: Path) -> None:
+    """Rotated logs go first, what was run twice counts once, numbers that are none are left out, ends stay."""
+    folder = tmp_path / "long"
+    folder.mkdir()
+    lines = [f"2026-01-01 00:00:00 INFO: [long] iteration {step}/3000, lr 1.0e-3, pixel {step}.0e-01, feature nan, "
+             "0.10 s/it, ETA 0:00:01" for step in range(1, 3001)]
+    twice = lines[900].replace("901.0e-01", "5.0e-01")
+    (folder / "train_long.log.2").write_text("\n".join([*lines[:900], twice]))
+    (folder / "train_long.log.1").write_text("\n".join(lines[900:2000]))
+    last = "2026-01-01 00:00:00 INFO: validation my set, iteration 3000: psnr 20.5000, lpips 0.1000\n2026-01-01 00:0"
+    (folder / "train_long.log").write_text("\n".join([*lines[2000:], last]))
+    training = read_training(folder)
+    assert training.losses == {"pixel": {step: pytest.approx(step / 10) for step in range(1, 3001)}}
+    assert training.metrics == {"my set psnr": {3000: 20.5}, "my set lpips": {3000: 0.1}}
+    [shown] = curves_of([], [folder]).trainings
+    points = shown["losses"]["pixel"]
+    assert len(points) == POINTS and (points[0][0], points[-1][0]) == (1, 3000)
+    assert shown["metrics"]["my set psnr"] == [(3000, 20.5)]
 
 
 def test_page_replaces_an_earlier_one_only(tested: Workshop, tmp_path: Path, capsys: Capture) -> None:
@@ -180,16 +224,20 @@ def test_page_replaces_an_earlier_one_only(tested: Workshop, tmp_path: Path, cap
     (["nowhere"], "is no folder"), (["data/val"], "holds no metrics.json"),
     (["results/FP", "results/FP"], "named twice"), (["broken"], "is damaged"),
     (["strange"], "not what test.py writes"), (["hollow"], "is empty"),
-    (["results/FP", "triple"], "different factors")])
+    (["results/FP", "triple"], "different factors"),
+    (["results/FP", "--trainings", "data/val"], "holds neither train_*.log nor TensorBoard files"),
+    (["results/FP", "--trainings", "silent"], "holds no loss and no validation")])
 def test_one_line_for_what_is_wrong(tested: Workshop, capsys: Capture, tmp_path: Path,
                                     folders: list[str], message: str) -> None:
     for name, text in (("broken", "{"), ("strange", '{"val": {"mean": 3}}'), ("hollow", "{}")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.json").write_text(text)
+    (tmp_path / "silent").mkdir()
+    (tmp_path / "silent" / "train_silent.log").touch()
     shutil.copytree("results/FP", tmp_path / "triple")
     options = tmp_path / "triple/test_FP.yml"
     options.write_text(options.read_text().replace("scale: 2", "scale: 3"))
-    named = [folder if "/" in folder else str(tmp_path / folder) for folder in folders]
+    named = [folder if "/" in folder or folder[0] == "-" else str(tmp_path / folder) for folder in folders]
     assert main(["report", *named, "-o", str(tmp_path / "page")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and message in errors[0], errors

@@ -39,7 +39,8 @@ def pages(program: str, tested_folder: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tested_folder)
-        assert main(["report", "results", "-o", str(folder / "whole"), "--title", "Tiny runs"]) == 0
+        assert main(["report", "results", "-o", str(folder / "whole"), "--title", "Tiny runs", "--trainings",
+                     "experiments/dqc", "tb_logger/dqc"]) == 0
     poor = folder / "results" / "poor"
     poor.mkdir(parents=True)
     (poor / "metrics.json").write_text(json.dumps({"val": {"mean": {}, "images": 3, "seconds": 1.5}}))
@@ -187,6 +188,24 @@ def test_plots(whole: Browser) -> None:
     assert whole.evaluate(told).startswith("ssim against bytes")
 
 
+def test_training_curves(whole: Browser) -> None:
+    told = "document.querySelector('#{}-plot svg').ariaLabel"
+    names = "[...document.querySelectorAll('#training-key li')].map((item) => item.textContent)"
+    assert whole.evaluate(names) == ["experiments/dqc", "tb_logger/dqc"]
+    assert whole.evaluate("document.querySelectorAll('#loss-plot polyline.series').length") == 2
+    points = whole.evaluate("[...document.querySelector('#loss-plot polyline').points].map(({x, y}) => [x, y])")
+    assert len(points) == 4 and all(left[0] < right[0] for left, right in zip(points, points[1:], strict=False))
+    curve = whole.evaluate("JSON.parse(document.getElementById('data').textContent).trainings[0].losses.pixel")
+    rises = [value[1] < other[1] for value, other in zip(curve, curve[1:], strict=False)]
+    assert rises == [left[1] > right[1] for left, right in zip(points, points[1:], strict=False)]
+    assert whole.evaluate(told.format("validation")).startswith("val psnr over 4 iterations. experiments/dqc: ")
+    whole.choose("#validation-choice", "val ssim")
+    assert whole.evaluate(told.format("validation")).startswith("val ssim over 4 iterations")
+    colours = whole.evaluate("[...document.querySelectorAll('#loss-plot .series')].map("
+                             "(line) => getComputedStyle(line).stroke)")
+    assert len(set(colours)) == 2
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_phone(whole: Browser, dark: bool) -> None:
     """Nothing is wider than a narrow screen, everything has a name, and both colour schemes are used."""
@@ -213,6 +232,6 @@ def test_what_is_missing_is_said(browser: Browser, pages: Path) -> None:
     browser.open(pages / "poor" / "index.html")
     text = browser.evaluate("document.body.innerText")
     for part in ("No images are there", "not counted", "No run has both a size and a quality", "No run was analysed",
-                 "no LR and HR images", "0.50"):
+                 "No training of these runs", "no LR and HR images", "0.50"):
         assert part in text
     assert browser.problems == []

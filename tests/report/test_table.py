@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from workshop import Workshop, test_options
+from workshop import Workshop
 
 from basicsr_quant.cli.main import main
 from basicsr_quant.errors import UserError
+from basicsr_quant.io.atomic import write_text
 from basicsr_quant.io.images import read_image
 from basicsr_quant.options.load import load_options
 from basicsr_quant.report.cells import expand, read_table
 from basicsr_quant.report.curves import statistics, training_curves
-from basicsr_quant.report.markdown import published_numbers
+from basicsr_quant.report.inputs import content_digests, missing, weight_files
+from basicsr_quant.report.markdown import markdown, published_numbers
 from basicsr_quant.report.table import TableRun, select
 
 TABLES = sorted((Path(__file__).parents[2] / "options" / "tables").glob("*.yml"))
@@ -41,19 +42,6 @@ def test_published_numbers_are_the_papers() -> None:
     assert len(rows) == 265
     wanted = {"scale": "4", "bit": "2", "method": "2DQuant", "dataset": "Set5", "psnr": "29.53"}
     assert [row for row in rows if wanted.items() <= row.items()]
-
-
-@pytest.fixture
-def place(workshop: Workshop, repository: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    for name in ("train.py", "test.py"):
-        shutil.copy(repository / name, workshop.folder)
-    monkeypatch.chdir(workshop.folder)
-    monkeypatch.setenv("PYTHONPATH", str(repository))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    workshop.write(workshop.dqc, "train_it")
-    workshop.write(test_options(workshop.dqc, "weights/fp.pth") | {"pathFP": {"pretrain_network_FP": "weights/fp.pth"}},
-                   "test_it")
-    return workshop
 
 
 def table_file(folder: Path, **changes: Any) -> str:
@@ -113,6 +101,45 @@ def test_average_over_seeds(place: Workshop, capsys: pytest.CaptureFixture[str])
     wanted = f"| a | {sum(values) / 2:.2f} ± {abs(values[0] - values[1]) / 2**0.5:.3f} / "
     shown = capsys.readouterr().out
     assert wanted in shown and "| b |  | 0 | not run |" in shown
+
+
+def test_published_numbers_and_what_is_missing(place: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a cell is run the paper's numbers and its missing inputs are shown, then ours and the difference."""
+    set5 = ["datasets:test_1:name=Set5", "quant:fp_test=true", "pathFP:pretrain_network_FP={weights}"]
+    cells = [{"labels": {"method": "FP"}, "each": {"weights": ["weights/fp.pth", "nowhere.pth"]},
+              "test": {"opt": "test_it.yml", "force": set5},
+              "published": {"scale": 4, "bit": 2, "method": "2DQuant"}}]
+    path = table_file(place.folder, cells=cells, published="2dquant_table3.csv", average="method")
+    assert main(["table", "show", path, "--csv", "table.csv"]) == 0
+    shown = capsys.readouterr().out
+    assert "| Set5 | runs | training minutes |" in shown
+    assert "| (paper 29.53 / 0.8372) | 0 | not run: lacks 1 |" in shown
+    assert shown.endswith("Missing:\n\n1. pathFP:pretrain_network_FP 'nowhere.pth'\n")
+    assert "not run: pathFP:pretrain_network_FP 'nowhere.pth'" in Path("table.csv").read_text()
+    table = read_table(path)
+    cell = next(expand(table, {}))
+    run = TableRun(table, [cell], "")
+    write_text(run._file(cell), json.dumps({
+        "metrics": {"Set5": {"psnr": 28.53, "ssim": 0.8}}, "train_minutes": 2, "resumed": True}))
+    assert "| 28.53 / 0.8000 (paper 29.53, -1.00) | 1 | ≥ 2.0 |" in markdown(run)
+
+
+def test_inputs_of_a_cell(place: Workshop) -> None:
+    """A folder counts by what is in it, what the training makes does not count."""
+    table = read_table(table_file(place.folder))
+    cell = list(expand(table, {}))[-1]
+    assert missing(cell) == []
+    assert cell.train is not None and list(weight_files(load_options(cell.train.opt), True)) == [
+        "pathFP:pretrain_network_FP"]
+    files = {"path:sd": "folder", "cali_data": "absent.pth"}
+    digests = [list(content_digests(files))]
+    Path("folder").mkdir()
+    for content in (None, "a", "ab", "cd"):
+        if content is not None:
+            Path("folder/weights").write_text(content)
+        digests.append(list(content_digests(files)))
+    assert [digest[0] for digest in digests] == ["absent"] * 5
+    assert [len({digest[1] for digest in digests[:count]}) for count in range(1, 6)] == [1, 2, 3, 4, 4]
 
 
 def test_curves(place: Workshop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,10 +119,12 @@ def compute_prompt_embedding(folder: str | Path, prompt: str = "") -> Tensor:
                         "`pip install -c constraints.txt transformers`") from error
     try:
         tokenizer = CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer", local_files_only=True)
-        encoder: Any = CLIPTextModel.from_pretrained(Path(folder) / "text_encoder", local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"path:text_encoder: '{folder}' cannot be read ({str(error).splitlines()[0]}); restore it from "
-                        "a copy") from error
+        encoder: Any = CLIPTextModel.from_pretrained(Path(folder) / "text_encoder", local_files_only=True,
+                                                     use_safetensors=True)
+    except Exception as error:  # of many libraries, about the content of files
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"path:text_encoder: '{folder}' cannot be read ({reason}); it needs model.safetensors, restore "
+                        "it from a copy") from error
     tokens = tokenizer(prompt, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
     with torch.no_grad():
         embedding: Tensor = encoder.eval()(tokens.input_ids)[0]

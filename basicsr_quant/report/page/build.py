@@ -18,10 +18,11 @@ from basicsr_quant.io.progress import track
 from basicsr_quant.report.page.images import FOLDER, ImageWriter
 from basicsr_quant.report.page.runs import Run
 from basicsr_quant.report.page.sizes import UPSCALING, Size, size_of
+from basicsr_quant.report.page.trainings import Curves, curves_of
 
 INDEX = "index.html"
 GENERATOR = "basicsr_quant report"
-SCRIPTS = ("dom", "viewer", "compare", "table", "charts", "plots", "layers", "main")
+SCRIPTS = ("dom", "viewer", "compare", "table", "charts", "plots", "training", "layers", "main")
 DECIMALS = {"psnr": 2}
 SIMULATED = "Execution is simulated: values are rounded to the low-bit grid, products run in floating point."
 BYTES = "Bytes are counted, not measured: codes packed; bounds, scales and the rest in float32."
@@ -29,7 +30,7 @@ SECONDS = ("Seconds per image are wall-clock seconds of restoring, measuring and
            "each run; they say nothing about kernels that run on codes.")
 
 
-def build_page(runs: Sequence[Run], folder: Path, title: str, limit: int) -> Path:
+def build_page(runs: Sequence[Run], folder: Path, title: str, limit: int, trainings: Sequence[Path] = ()) -> Path:
     """Write ``index.html`` and its images and return the path of the former.
 
     Args:
@@ -37,17 +38,26 @@ def build_page(runs: Sequence[Run], folder: Path, title: str, limit: int) -> Pat
         folder: Empty, new, or an earlier page, which is replaced.
         title: Heading.
         limit: Images of each data set at most.
+        trainings: Folders of trainings whose curves are shown beside those of the runs.
 
     Raises:
-        UserError: The folder holds something else, or cannot be written.
+        UserError: The folder holds something else, or cannot be written; one of ``trainings`` is none.
     """
+    curves = curves_of(runs, trainings)
     _clear(folder)
-    write_text(folder / INDEX, page(gather(runs, folder, limit), title))
+    write_text(folder / INDEX, page(gather(runs, folder, limit, curves), title))
     return folder / INDEX
 
 
-def gather(runs: Sequence[Run], folder: Path, limit: int) -> dict[str, Any]:
-    """Write the images of the runs and return everything that the page shows."""
+def gather(runs: Sequence[Run], folder: Path, limit: int, curves: Curves) -> dict[str, Any]:
+    """Write the images of the runs and return everything that the page shows.
+
+    Args:
+        runs: Of one scale.
+        folder: Where ``images`` goes.
+        limit: Images of each data set at most.
+        curves: Of trainings.
+    """
     sizes, notes = _sizes(runs)
     shown = sorted(runs, key=lambda run: _rank(sizes.get(run.name)))
     writer = ImageWriter(folder, shown, limit, not any(size.kind == UPSCALING for size in sizes.values()))
@@ -59,7 +69,8 @@ def gather(runs: Sequence[Run], folder: Path, limit: int) -> dict[str, Any]:
     protocols, different = _protocols(shown)
     return {
         "summary": f"{len(shown)} runs on {', '.join(names)}. {SIMULATED if quantized else ''}".strip(),
-        "conventions": [*protocols, BYTES, SECONDS], "notes": [*different, *notes, *writer.notes],
+        "conventions": [*protocols, BYTES, SECONDS], "notes": [*different, *notes, *writer.notes, *curves.notes],
+        "trainings": curves.trainings,
         "metrics": metrics, "runs": [_run(run, sizes.get(run.name)) for run in shown], "datasets": datasets,
         "best": shown[best].name, "start": {"left": "LR", "right": f"run{best}"},
     }
