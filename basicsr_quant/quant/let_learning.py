@@ -38,13 +38,17 @@ def transformation_units(model: nn.Module, where: Sequence[str] = EVERYWHERE) ->
 
 
 def scale_keeper(model: nn.Module, fraction: float) -> Callable[[], None]:
-    """Return a function that keeps every scale at or above ``fraction`` of its present value; all must be positive."""
+    """Return a function that keeps every scale at or above ``fraction`` of its present value; all must be positive.
+
+    There may be none.
+    """
     values: list[torch.Tensor] = [module.value for module in model.modules() if isinstance(module, Scale)]
     least = [(fraction * value).detach() for value in values]
 
     @torch.no_grad()
     def keep() -> None:
-        torch._foreach_maximum_(values, least)
+        if values:  # torch refuses empty lists
+            torch._foreach_maximum_(values, least)
 
     return keep
 

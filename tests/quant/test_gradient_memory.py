@@ -12,7 +12,7 @@ from basicsr_quant.quant.gradient_memory import EpochGradients
 from basicsr_quant.quant.let_calibration import calibrate_scales_first
 from basicsr_quant.quant.plan import QuantPlan
 from basicsr_quant.quant.prepare import prepare
-from basicsr_quant.quant.selection import bounds, transformations
+from basicsr_quant.quant.selection import bounds, transformations, transformations_and_bounds
 from basicsr_quant.registry import SELECTORS
 
 GRADIENTS = [torch.tensor([float(value), -2.0 * value]) for value in (1, 4, -2, 3, 5)]
@@ -64,3 +64,12 @@ def test_selections() -> None:
         before = [value.detach().clone() for value in chosen.parameters]
         chosen.keep()
         assert all(torch.equal(value, old) for value, old in zip(chosen.parameters, before, strict=True))
+
+
+def test_both_selections_where_nothing_is_transformed() -> None:
+    torch.manual_seed(0)
+    model = prepare(nn.Sequential(nn.Linear(4, 3)), QuantPlan.parse([{"0": {"weight": {"bits": 4}}}]))
+    calibrate(model, [torch.randn(5, 4)])
+    chosen = transformations_and_bounds(model, 0.1)
+    assert len(chosen.parameters) == 2 and chosen.keep is not None
+    chosen.keep()
