@@ -67,13 +67,14 @@ def test_stages_of_the_modes() -> None:
     for mode, *cells in zip(MODES, *(rows[key] for key in rows if key != "what it follows"), strict=True):
         train = presets_of("PassionSRModel").block((mode, "train"))
         assert train is not None
-        stages, (optim, loss, target, during, at_start) = train["stages"], cells
+        stages, (optim, loss, target, learns, during) = train["stages"], cells
         rate = f"{train['optim']['lr']:.0e}".replace("e-0", "e-")
         assert optim == f"{train['optim']['type']}, {rate}"
         assert quoted(loss)[0] == stages["unet_let"]["loss"]
         for part in ("encoder", "unet", "decoder"):
             assert quoted(during)[0] == stages[f"{part}_let"].get("bounds", "fixed")
-            assert quoted(at_start)[0] == stages[f"{part}_bounds"].get("bounds", "fixed")
+            assert learns.replace(" ", "_") == stages[f"{part}_let"]["learn"]
+            assert stages[f"{part}_bounds"].get("bounds", "fixed") == "fixed"
         assert ("in `alone_let`" in during) == (
             stages["alone_let"].get("bounds", "fixed") != stages["unet_let"].get("bounds", "fixed"))
         assert {quoted(target)[0]} == {stages[f"decoder_{kind}"].get("target", "teacher") for kind in ("let", "bounds")}
@@ -106,7 +107,7 @@ def test_what_can_be_left_out() -> None:
         options = loaded(TRAIN / "train_PassionSR_tiny.yml", *quoted(row[1])[0].split())
         orders[row[0]] = [name for name, _ in stages_of(options)]
     parts = ("encoder", "unet", "decoder")
-    assert orders == {"LET": [f"{part}_bounds" for part in parts], "LBQ": [f"{part}_let" for part in parts],
+    assert orders == {"LET": list(ORDERS[False]), "LBQ": [f"{part}_let" for part in parts],
                       "DQC": ["joint"], "anything learned": []}
 
 
