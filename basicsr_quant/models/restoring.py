@@ -22,7 +22,7 @@ def restore_file(model: RestorationModel, image: torch.Tensor, network: nn.Modul
         path: Its file, for the message.
 
     Returns:
-        uint8 RGB (H, W, 3), a view of memory in the order that encoding needs, which then copies nothing.
+        uint8 RGB (H, W, 3); of tiles, a view of memory in the order that encoding needs, which then copies nothing.
 
     Raises:
         UserError: The result is not finite, or the memory does not suffice.
@@ -33,6 +33,8 @@ def restore_file(model: RestorationModel, image: torch.Tensor, network: nn.Modul
         for rows, columns, part in model.restore_parts(image, network, sample):
             if not torch.isfinite(part).all():
                 raise UserError(f"'{path}': {_cause(network)}")
+            if rows == columns == slice(None):  # the whole image, which a method may give another size
+                return to_image(part)
             restored[rows, columns] = to_image(part)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):

@@ -134,7 +134,9 @@ def test_blocks_learn_in_one_process(make: Make, monkeypatch: pytest.MonkeyPatch
 def test_renewed_bounds_do_not_stay_those_of_the_last_image(make: Make, followed: bool) -> None:
     """Without LBQ the last stage of a part sets them from all images, as a stage of its bounds would."""
     order = ["encoder_let", "encoder_bounds"] if followed else ["encoder_let"]
-    model = make(train={"order": order, "total_iter": 3 * len(order)})
+    stages = {"encoder_let": {"learn": "transformations", "bounds": "renewed"},
+              "encoder_bounds": {"bounds": "recalibrated"}}
+    model = make(train={"order": order, "stages": stages, "total_iter": 3 * len(order)})
     stage = model.stage(0)
     assert (stage.before_step is None) == followed and stage.dataset is not None and stage.after_step is not None
     quantizers = [quantizer for _, quantizer in named_quantizers(model.network.vae.encoder)]
@@ -147,8 +149,10 @@ def test_renewed_bounds_do_not_stay_those_of_the_last_image(make: Make, followed
         stage.optimizers[0].step()
         stage.optimizers[0].zero_grad()
         stage.after_step()
+        if stage.after_iteration is not None:
+            stage.after_iteration()
         found.append(torch.stack([quantizer.upper_bound.max().detach() for quantizer in quantizers]))
-    renew = make(train={"order": ["encoder_bounds"]})
+    renew = make(train={"order": ["encoder_bounds"], "stages": stages})
     renew.network.load_state_dict(model.network.state_dict())
     renew.stage(0)
     wanted = torch.stack([quantizer.upper_bound.max().detach()
