@@ -16,6 +16,7 @@ from basicsr_quant.deploy.options import restored_options, stored_options
 from basicsr_quant.deploy.streams import CODES, SCALES, ZEROS, scales, streams, to_tensors
 from basicsr_quant.deploy.unpack import DTYPES, fill, fitted, skeleton
 from basicsr_quant.errors import UserError
+from basicsr_quant.io.weights import first_not_finite
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.quant.calibrate import named_quantizers
 
@@ -91,9 +92,9 @@ def _packed(network: nn.Module, fresh: nn.Module, facts: Mapping[str, Any]) -> t
         raise UserError(f"the options do not say how to build this network{where}; name its configuration in the "
                         "network_* blocks")
     tensors = to_tensors(network, fresh, DTYPES[facts["rest"]])
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"'{name}' holds values that {facts['rest']} cannot hold; pack with --rest fp32 or bf16")
+    overflown = first_not_finite(tensors.items())
+    if overflown is not None:
+        raise UserError(f"'{overflown}' holds values that {facts['rest']} cannot hold; pack with --rest fp32 or bf16")
     content = Content(facts, tensors)
     data = to_bytes(content)
     fill(fresh, content, SOURCE)

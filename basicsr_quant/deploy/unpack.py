@@ -16,6 +16,7 @@ from basicsr_quant.deploy.options import changed, restored_options
 from basicsr_quant.deploy.streams import from_tensors
 from basicsr_quant.deploy.unfilled import Unfilled
 from basicsr_quant.errors import UserError
+from basicsr_quant.io.weights import first_not_finite
 from basicsr_quant.models.base import RestorationModel
 from basicsr_quant.options.effective import flat, plain
 from basicsr_quant.options.types import Options
@@ -124,9 +125,9 @@ def fill(network: nn.Module, content: Content, source: str) -> None:
     except (ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"'{source}' does not fit its own options: {error}; pack it again") from error
     check_bounds(network, f"'{source}'", allow_degenerate=True)
-    for name, tensor in content.tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"'{source}': tensor '{name}' holds NaN or infinite values; pack it again")
+    name = first_not_finite(content.tensors.items())
+    if name is not None:
+        raise UserError(f"'{source}': tensor '{name}' holds NaN or infinite values; pack it again")
 
 
 def open_model(path: str | Path, device: torch.device, seed: int | None = None,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from basicsr_quant.engine.distributed import Process
+from basicsr_quant.io.weights import first_not_finite, is_finite
 from basicsr_quant.models.base import Batch
 
 GRADIENT = "the gradient"
@@ -29,7 +30,7 @@ def describe(bad: list[str], step: nn.Module, batches: Sequence[Batch],
     Returns:
         Words, and whether a weight itself is not finite.
     """
-    weight = next((name for name, parameter in step.named_parameters() if not _finite(parameter)), None)
+    weight = first_not_finite(step.named_parameters())
     where = f"weight '{weight}'" if weight is not None else _origin(step, batches, autocast) if bad else None
     found = [(names[0], where, rank) for rank, (names, where) in enumerate(process.gather((bad, where))) if names]
     name, where, rank = min(found, key=lambda entry: entry[0] == GRADIENT)  # a loss makes the gradients of all bad
@@ -43,7 +44,7 @@ def _origin(step: nn.Module, batches: Sequence[Batch],
     """Return the first tensor that is not finite: of the batches, of another forward, of the gradients."""
     for batch in batches:
         for name, value in batch.items():
-            if isinstance(value, torch.Tensor) and not _finite(value):
+            if isinstance(value, torch.Tensor) and not is_finite(value):
                 return f"the images '{name}'"
     found: list[str] = []
     handles = [module.register_forward_hook(_watcher(found, name)) for name, module in step.named_modules() if name]
@@ -58,13 +59,13 @@ def _origin(step: nn.Module, batches: Sequence[Batch],
         return f"the output of '{found[0]}'"
     # gradients come from behind: the last parameter is the one that was reached first
     reached = [name for name, parameter in step.named_parameters()
-               if parameter.grad is not None and not _finite(parameter.grad)]
+               if parameter.grad is not None and not is_finite(parameter.grad)]
     return f"the gradient of '{reached[-1]}'" if reached and batches else None
 
 
 def _watcher(found: list[str], name: str) -> Callable[[nn.Module, Any, Any], None]:
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:
-        if not found and not all(map(_finite, _tensors(output))):
+        if not found and not all(map(is_finite, _tensors(output))):
             found.append(name)
 
     return watch
@@ -76,7 +77,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict | list | tuple):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

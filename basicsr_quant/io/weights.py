@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,19 @@ def file_digest(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror or error}; restore it from a copy") from error
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinite values; one of integers never does."""
+    if not tensor.is_floating_point():
+        return True
+    wide = tensor.float() if tensor.itemsize == 1 else tensor  # torch does not ask 8-bit floats
+    return bool(torch.isfinite(wide).all())
+
+
+def first_not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinite values, or None."""
+    return next((name for name, tensor in named if not is_finite(tensor)), None)
 
 
 def _is_archive(path: Path) -> bool:
@@ -148,9 +161,9 @@ def load_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch
             isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in content.items()):
         raise UserError(f"'{path}' holds no state dict (a map of names to tensors); choose another file")
     state = {name.removeprefix("module."): tensor for name, tensor in content.items()}
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
-            raise UserError(f"'{path}': tensor '{name}' holds NaN or infinite values; restore the file from a copy")
+    name = first_not_finite(state.items())
+    if name is not None:
+        raise UserError(f"'{path}': tensor '{name}' holds NaN or infinite values; restore the file from a copy")
     return state
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from basicsr_quant.errors import UserError, is_out_of_memory
 from basicsr_quant.io.images import Image, to_image
+from basicsr_quant.io.weights import first_not_finite, is_finite
 from basicsr_quant.models.base import RestorationModel
 
 
@@ -31,7 +32,7 @@ def restore_file(model: RestorationModel, image: torch.Tensor, network: nn.Modul
     try:
         restored: Image = np.empty((scale * image.shape[-2], scale * image.shape[-1], 3), np.uint8)[:, :, ::-1]
         for rows, columns, part in model.restore_parts(image, network, sample):
-            if not torch.isfinite(part).all():
+            if not is_finite(part):
                 raise UserError(f"'{path}': {_cause(network)}")
             if rows == columns == slice(None):  # the whole image, which a method may give another size
                 return to_image(part)
@@ -46,7 +47,7 @@ def restore_file(model: RestorationModel, image: torch.Tensor, network: nn.Modul
 
 def _cause(network: nn.Module) -> str:
     """Say why an output is not finite."""
-    for name, parameter in network.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"the network's weight '{name}' holds NaN or infinite values; choose an earlier checkpoint"
+    name = first_not_finite(network.named_parameters())
+    if name is not None:
+        return f"the network's weight '{name}' holds NaN or infinite values; choose an earlier checkpoint"
     return "the network's output holds NaN or infinite values; its activations overflow"
